@@ -1,0 +1,44 @@
+# Two commands do everything: `make quickstart` and `make test`. Each makes the environment if it is missing.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Half of the cores for tests: each worker computes with one thread.
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test check format samples wheel-check clean
+
+help:  ## Show the targets.
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+setup: $(STAMP)  ## Make .venv with what constraints.txt pins.
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup  ## Train on data_samples, evaluate, print the table (about 3 minutes on 2 cores).
+	$(BIN)/medfocal train experiment=quickstart
+
+test: setup  ## Run the tests.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+check: setup  ## Lint, types, configuration and import order.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/conf tests/architecture
+
+format:  ## Let ruff format and mend what it can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+samples: setup  ## Write data_samples again.
+	$(BIN)/python data_samples/make.py
+
+wheel-check: setup  ## Build the wheel, install it outside the tree and train two steps with it.
+	PYTHON=$(PYTHON) bash .ci/wheel
+
+clean:  ## Remove what the targets above made, runs and .venv included.
+	rm -rf .venv runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

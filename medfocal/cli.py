@@ -1,0 +1,300 @@
+"""The command `medfocal VERB key=value …`: composes the configuration, checks it, calls one function."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from medfocal import __version__
+from medfocal.errors import ConfigError, MedfocalError
+
+DESCRIPTION = """medfocal: find rare lesions in 3D medical images, and tell honestly how many were found.
+
+usage: medfocal VERB key=value ...
+
+  phantom    make brain-like volumes with small lesions to try things on
+  check      read every case of a dataset as training would and name what is wrong
+  train      train a 3D U-Net, keep the epoch that finds most lesions, evaluate it
+  predict    write masks and tables of candidates for new images
+  evaluate   lesion sensitivity and false positives of anybody's masks
+  info       versions and devices; with model=DIR what a model finds
+
+medfocal VERB --help shows a verb's settings.  medfocal train -m seed=1,2,3 runs all three.
+Research use. Not a medical device.
+"""
+
+#: Options that Hydra answers to; the others of its own would put another configuration in place of ours.
+OPTIONS = ("-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-i", "--info")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a verb and exit with its code: 0 done, 2 usage or configuration, 3 input, 4 model, 5 resources."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    signal.signal(signal.SIGTERM, _terminate)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(DESCRIPTION, end="", file=sys.stdout if words else sys.stderr)
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        print(f"medfocal {__version__}")
+        sys.exit(0)
+    debug = any(word in {"debug=true", "debug=True"} for word in words)
+    try:
+        _run(words[0], words[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except MedfocalError as error:
+        _fail(error, error.exit_code, debug=debug)
+    except Exception as error:
+        code = _exit_code_of(error)
+        if code is None:
+            raise  # our own bug: the traceback is what a report of it needs
+        _fail(error, code, debug=debug)
+    sys.exit(0)
+
+
+def _run(verb: str, words: Sequence[str]) -> None:
+    from medfocal.config import VERBS, check, compose, conf_directory
+
+    if verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, n=1)
+        message = f"there is no verb '{verb}'" + (f" (did you mean '{near[0]}'?)" if near else "")
+        raise ConfigError(f"{message}. Verbs: {', '.join(VERBS)}.")
+    if any(word in {"-h", "--help"} for word in words):
+        print(_help(verb, conf_directory()), end="")
+        return
+    strange = [word for word in words if word.startswith("-") and word not in OPTIONS]
+    if strange:
+        message = f"there is no option {strange[0]}; settings are given as key=value, and -m runs each of a=1,2"
+        raise ConfigError(message)
+    if any(word in OPTIONS for word in words):
+        _hand_to_hydra(verb, words)
+        return
+    hydra_words = [word for word in words if _is_hydras(word) and not word.startswith("hydra.searchpath=")]
+    if hydra_words:
+        message = f"{hydra_words[0]}: a setting of Hydra's own has no effect without -m"
+        raise ConfigError(message)
+    FUNCTIONS[verb](check(compose(verb, words)))
+
+
+def _hand_to_hydra(verb: str, words: Sequence[str]) -> None:
+    """A sweep, or a look at the configuration: Hydra does it, once its own settings are seen to call nothing else."""
+    import hydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from medfocal.config import check, check_hydra, compose, conf_directory, register
+
+    given = [word for word in words if "=" in word or word.startswith("~")]
+    overrides = OverridesParser.create().parse_overrides(given)
+    for override in overrides:
+        if override.is_sweep_override() and _is_hydras(str(override.input_line)):
+            message = f"{override.input_line}: a setting of Hydra's own cannot be swept"
+            raise ConfigError(message)
+    first = [_first_of_sweep(override) for override in overrides]
+    check_hydra(compose(verb, [word for word in first if word], with_hydra=True))
+    register()
+
+    def task(conf: Any) -> float | None:
+        return FUNCTIONS[verb](check(conf))
+
+    # Without this Hydra prints errors itself and exits with 1, whatever happened.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Hydra loses overrides that stand behind an option.
+    sys.argv = [f"medfocal {verb}", *given, *(word for word in words if word not in given)]
+    hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=verb)(task)()
+
+
+def _first_of_sweep(override: Any) -> str:
+    """An override with the first of its values; none for a sweep over an interval or a pattern."""
+    if not override.is_sweep_override():
+        return str(override.input_line)
+    if override.is_choice_sweep() or override.is_range_sweep():
+        return f"{override.get_key_element()}={next(override.sweep_string_iterator())}"
+    return ""
+
+
+def _is_hydras(word: str) -> bool:
+    return re.match(r"[+~]*hydra\b", word) is not None
+
+
+def _train(conf: dict[str, Any]) -> float | None:
+    from medfocal import config
+    from medfocal.data.manifest import read_manifest
+    from medfocal.files import make_folder
+    from medfocal.infer.window import choose_device
+    from medfocal.progress import say
+    from medfocal.report.runs import report_run
+    from medfocal.train import run
+    from medfocal.train.settings import TrainerSettings
+
+    device = choose_device(conf["device"])
+    manifest = read_manifest(Path(conf["data"]["dataset"]), root=_path(conf["data"]["root"]))
+    runs = make_folder(Path(conf["paths"]["runs"]) / conf["experiment"])
+    folder = runs / (conf["run"]["id"] or run.new_run_id(conf["seed"]))
+    run.check_same_configuration(folder, conf)
+    settings = TrainerSettings(**conf["trainer"])
+    if run.is_finished(folder, manifest, settings.max_epochs):
+        say(f"the run '{folder}' is finished; raise trainer.max_epochs to go on, or take another run.id")
+        return None
+    result = run.run_training(
+        folder,
+        configuration=conf,
+        name=conf["experiment"],
+        manifest=manifest,
+        preprocessing=config.construct("transforms", conf["transforms"]),
+        augmentation=config.construct("transforms.augment", conf["transforms"]["augment"]),
+        patch_size=conf["sampling"]["patch_size"],
+        lesion_fraction=conf["sampling"]["lesion_fraction"],
+        loss=config.build("loss", conf["loss"]),
+        build_network=config.build("network", conf["network"]),
+        build_optimizer=config.build("optimizer", conf["optimizer"]),
+        schedule=config.build("schedule", conf["schedule"]),
+        settings=settings,
+        protocol=config.construct("evaluate", conf["evaluate"]),
+        seed=conf["seed"],
+        device=device,
+    )
+    report_run(result, manifest)
+    return result.operating_point.lesion_sensitivity
+
+
+def _predict(conf: dict[str, Any]) -> None:
+    from medfocal.infer import load_model, predict
+    from medfocal.infer.window import choose_device
+    from medfocal.progress import say
+
+    device = choose_device(conf["device"])
+    model = load_model(Path(conf["model"]), device)
+    output = Path(conf["output"])
+    masks = predict(
+        model,
+        Path(conf["input"]),
+        output,
+        device=device,
+        threshold=conf["threshold"],
+        save_probability=conf["save_probability"],
+    )
+    say(f"{len(masks)} {'case' if len(masks) == 1 else 'cases'}: masks and candidates are in '{output}'")
+
+
+def _evaluate(conf: dict[str, Any]) -> None:
+    from medfocal import config
+    from medfocal.evaluate import evaluate_files, write_evaluation
+    from medfocal.evaluate.folders import find_pairs
+    from medfocal.report.runs import find_pictures, print_table, report_evaluation
+
+    reference, prediction, manifest = (_path(conf[key]) for key in ("reference", "prediction", "manifest"))
+    if manifest is None and (reference is None or prediction is None):
+        message = "give reference=FOLDER and prediction=FOLDER, or manifest=FILE.csv"
+        raise ConfigError(message)
+    output = Path(conf["output"])
+    protocol = config.construct("protocol", conf["protocol"])
+    images = _path(conf["images"])
+    pictures = {} if images is None else find_pictures(images, find_pairs(reference, prediction, manifest=manifest))
+    found = evaluate_files(reference, prediction, manifest=manifest, protocol=protocol)
+    write_evaluation(found, output)
+    report_evaluation(found, output, pictures=pictures, max_pictures=conf["max_pictures"])
+    print_table(found, {"report": output / "report.html", "figures": output / "evaluation.json"})
+
+
+def _phantom(conf: dict[str, Any]) -> None:
+    from medfocal.data.phantom import write_phantoms
+    from medfocal.progress import say
+
+    arguments = {key: value for key, value in conf.items() if key not in {"debug", "paths", "output"}}
+    try:
+        dataset = write_phantoms(Path(conf["output"]), **arguments)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    say(f"the dataset is '{dataset}'")
+
+
+def _check(conf: dict[str, Any]) -> None:
+    from medfocal.data.check import check_dataset
+
+    check_dataset(Path(conf["data"]["dataset"]), root=_path(conf["data"]["root"]), output=_path(conf["output"]))
+
+
+def _info(conf: dict[str, Any]) -> None:
+    from medfocal.report.cards import describe_installation, describe_model
+
+    print(describe_installation() if conf["model"] is None else describe_model(Path(conf["model"])), end="")
+
+
+FUNCTIONS: dict[str, Callable[[dict[str, Any]], float | None]] = {
+    "train": _train,
+    "predict": _predict,
+    "evaluate": _evaluate,
+    "phantom": _phantom,
+    "check": _check,
+    "info": _info,
+}
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _help(verb: str, conf: Path) -> str:
+    """A verb's settings as its configuration file states them; read as text, so that help needs no import."""
+    text = (conf / f"{verb}.yaml").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line.strip() != "defaults:" and not line.startswith("  - ")]
+    groups = [line[4:].split(":") for line in text.splitlines() if line.startswith("  - ") and ":" in line]
+    shown = ""
+    for name, chosen in groups:
+        folder = conf / name.split("@")[0].strip()
+        if len(choices := sorted(path.stem for path in folder.glob("*.yaml"))) > 1:
+            shown += f"  {name.strip():<12} {' | '.join(choices)}   (default: {chosen.strip()})\n"
+    body = "\n".join(lines).replace("\n\n\n", "\n\n")
+    return (
+        f"{body}\n\n"
+        + (f"Groups, chosen by group=name:\n{shown}\n" if shown else "")
+        + f"Every setting can be given as key=value; medfocal {verb} --cfg job prints all of them, resolved.\n"
+        "debug=true shows the traceback of an error. Exit codes: 0 done, 2 usage or configuration, 3 input, 4 model,\n"
+        "5 resources, 143 terminated.\n"
+    )
+
+
+def _exit_code_of(error: Exception) -> int | None:
+    """Exit code of an error that another package raised for something the user can mend."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return 5
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # torch on the CPU
+        return 5
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return 5
+    return None
+
+
+def _fail(error: BaseException, code: int, *, debug: bool) -> NoReturn:
+    if debug:
+        traceback.print_exception(error)
+    kind = type(error).__name__ if isinstance(error, MedfocalError) else "ConfigError" if code == 2 else "ResourceError"
+    print(f"{kind}: {error}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """End at once, but through every `finally`, so that no half-written file stays."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not interrupt the cleaning up
+    os.write(2, b"terminated\n")  # print could be what was interrupted
+    sys.exit(143)
+
+
+if __name__ == "__main__":
+    main()

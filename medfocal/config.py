@@ -1,0 +1,497 @@
+"""The shape of the configuration, and the check that holds it against what will be called.
+
+Plain groups are dataclasses here; a group with a `_target_`, and the groups in `CONSTRUCTED`, have their constructor
+as schema. Values stand in `conf/` only. Imports neither torch nor MONAI until a check needs them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from medfocal.errors import ConfigError
+from medfocal.train.settings import TrainerSettings
+
+VERBS = ("phantom", "check", "train", "predict", "evaluate", "info")
+
+#: Groups with a `_target_`: the module whose public classes are allowed, and classes of other packages.
+TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
+    "loss": ("medfocal.losses", ()),
+    "network": ("medfocal.networks", ()),
+    "optimizer": (None, ("torch.optim.AdamW", "torch.optim.SGD")),
+    "schedule": ("medfocal.train.schedule", ()),
+}
+
+#: Arguments that the program supplies, so that no configuration states them.
+SUPPLIED: Mapping[str, frozenset[str]] = {
+    "network": frozenset({"in_channels", "out_channels"}),
+    "optimizer": frozenset({"params"}),
+    "protocol": frozenset({"hit_rule", "assignment", "duplicates"}),  # one choice each so far
+    "evaluate": frozenset({"hit_rule", "assignment", "duplicates"}),
+    "transforms": frozenset(),
+}
+
+#: Groups whose keys are a constructor's arguments, without a `_target_`.
+CONSTRUCTED: Mapping[str, str] = {
+    "transforms": "medfocal.data.transforms.Preprocessing",
+    "transforms.augment": "medfocal.data.transforms.Augmentation",
+    "evaluate": "medfocal.evaluate.Protocol",
+    "protocol": "medfocal.evaluate.Protocol",
+}
+
+#: Ranges of single values, ends included.
+LIMITS: Mapping[str, tuple[float, float]] = {
+    "seed": (0, 2**63 - 1),
+    "threshold": (0, 1),
+    "max_pictures": (0, math.inf),
+}
+
+#: Words of Hydra's `instantiate`; only the first is used, and only by the groups in `TARGETS`.
+HYDRA_WORDS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
+
+
+#: What Hydra itself may make for a sweep.
+HYDRA_PLUGINS = ("hydra._internal.", "hydra_plugins.", "optuna.samplers.")
+
+
+@dataclass
+class PathsConfig:
+    """Where results go."""
+
+    runs: str = MISSING
+
+
+@dataclass
+class RunConfig:
+    """Which run folder."""
+
+    id: str | None = None
+
+
+@dataclass
+class DataConfig:
+    """Where the dataset is."""
+
+    dataset: str = MISSING
+    root: str | None = None
+
+
+@dataclass
+class SamplingConfig:
+    """Arguments of `medfocal.data.sampling.LesionBalancedSampler`."""
+
+    patch_size: list[int] = MISSING
+    lesion_fraction: float = MISSING
+
+
+@dataclass
+class CommonConfig:
+    """What every command has."""
+
+    debug: bool = MISSING
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+
+@dataclass
+class TrainConfig(CommonConfig):
+    """medfocal train."""
+
+    experiment: str = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    trainer: TrainerSettings = MISSING
+    transforms: dict[str, Any] = MISSING
+    loss: dict[str, Any] = MISSING
+    network: dict[str, Any] = MISSING
+    optimizer: dict[str, Any] = MISSING
+    schedule: dict[str, Any] = MISSING
+    evaluate: dict[str, Any] = MISSING
+
+
+@dataclass
+class PredictConfig(CommonConfig):
+    """medfocal predict."""
+
+    model: str = MISSING
+    input: str = MISSING
+    output: str = MISSING
+    device: str = MISSING
+    threshold: float | None = None
+    save_probability: bool = MISSING
+
+
+@dataclass
+class EvaluateConfig(CommonConfig):
+    """medfocal evaluate."""
+
+    reference: str | None = None
+    prediction: str | None = None
+    manifest: str | None = None
+    output: str = MISSING
+    images: str | None = None
+    max_pictures: int = MISSING
+    protocol: dict[str, Any] = MISSING
+
+
+@dataclass
+class PhantomConfig(CommonConfig):
+    """medfocal phantom: arguments of `medfocal.data.phantom.write_phantoms`."""
+
+    output: str = MISSING
+    num_cases: int = MISSING
+    seed: int = MISSING
+    prevalence: float = MISSING
+    lesion_free_share: float = MISSING
+    shape: list[int] = MISSING
+    spacing_mm: list[float] = MISSING
+    channels: list[str] = MISSING
+
+
+@dataclass
+class CheckConfig(CommonConfig):
+    """medfocal check."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    output: str | None = None
+
+
+@dataclass
+class InfoConfig(CommonConfig):
+    """medfocal info."""
+
+    model: str | None = None
+
+
+SCHEMAS: Mapping[str, type] = {
+    "train": TrainConfig,
+    "predict": PredictConfig,
+    "evaluate": EvaluateConfig,
+    "phantom": PhantomConfig,
+    "check": CheckConfig,
+    "info": InfoConfig,
+}
+
+
+def conf_directory() -> Path:
+    """The folder `conf/`: inside the installed package, or beside it in a checkout.
+
+    Raises:
+        ConfigError: It is in neither place.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "train.yaml").is_file():
+            return folder
+    message = (
+        f"the configuration folder 'conf' is missing from the installation in '{package}'. Install medfocal again."
+    )
+    raise ConfigError(message)
+
+
+def register() -> None:
+    """Tell Hydra the schemas, and OmegaConf the resolver `${conf_file:NAME}`: a file shipped in `conf/`."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    for verb, schema in SCHEMAS.items():
+        store.store(name=f"{verb}_schema", node=schema)
+    OmegaConf.register_new_resolver("conf_file", lambda name: str(conf_directory() / name), replace=True)
+
+
+def compose(verb: str, overrides: Sequence[str] = (), *, with_hydra: bool = False) -> DictConfig:
+    """Compose the configuration of a verb, without running it.
+
+    Args:
+        verb: One of `VERBS`.
+        overrides: As on the command line, without sweeps.
+        with_hydra: Whether Hydra's own settings are in the result, under `hydra`.
+
+    Raises:
+        ConfigError: An override does not fit.
+    """
+    from hydra.errors import HydraException
+
+    try:
+        return _compose(verb, overrides, with_hydra=with_hydra)
+    except (HydraException, OmegaConfBaseException, ValueError) as error:  # a group set to null is a ValueError
+        raise ConfigError(_describe(verb, overrides, error)) from error
+
+
+def _compose(verb: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    import hydra
+
+    register()
+    with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3", job_name="medfocal"):
+        conf: DictConfig = hydra.compose(verb, overrides=list(overrides), return_hydra_config=with_hydra)
+    return conf
+
+
+def _describe(verb: str, overrides: Sequence[str], error: Exception) -> str:
+    """Say what Hydra or OmegaConf refused, with the nearest name for a key that does not exist."""
+    text = str(error).split("\nConfig search path:")[0].strip()
+    unknown = re.match(r"Could not override '([^']+)'", text)
+    if unknown is None:
+        if isinstance(error, ValueError):
+            return f"{text}, in: {' '.join(overrides)}"
+        cause = error.__cause__
+        return text if cause is None else f"{text}: {str(cause).splitlines()[0]}"
+    key = unknown[1]
+    others = [word for word in overrides if not word.startswith(f"{key}=")]
+    known = [path for path in _paths(OmegaConf.to_container(_compose(verb, others))) if not key.startswith(f"{path}.")]
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"medfocal {verb} --cfg job prints all there are"
+    return f"there is no setting '{key}' ({hint})"
+
+
+def check(conf: DictConfig) -> dict[str, Any]:
+    """Hold a composed configuration against the constructors it will reach, before anything is called.
+
+    Args:
+        conf: Composed for one verb.
+
+    Returns:
+        The configuration, resolved, as plain values.
+
+    Raises:
+        ConfigError: A value is missing or out of range; a key is unknown to its schema or constructor or not
+            stated; a `_target_` is not allowed or stands where none belongs; a constructor refuses its arguments.
+    """
+    _check_schema(conf)
+    try:
+        missing = sorted(OmegaConf.missing_keys(conf))
+        values = OmegaConf.to_container(conf, resolve=True, enum_to_str=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    if missing:
+        message = f"{', '.join(missing)} must be given, such as: medfocal … {missing[0]}=VALUE"
+        raise ConfigError(message)
+    assert isinstance(values, dict)
+    plain: dict[str, Any] = {str(key): value for key, value in values.items()}
+    _refuse_stray_targets(plain)
+    for group in TARGETS:
+        if group in plain:
+            resolve_target(group, plain[group])
+            _check_arguments(group, plain[group]["_target_"], plain[group])
+    for group, name in CONSTRUCTED.items():
+        if group.split(".")[0] in plain:
+            found = _at(plain, group)
+            _check_arguments(group, name, _own(group, found))
+            construct(group, found)
+    for key, (low, high) in LIMITS.items():
+        if plain.get(key) is not None and not low <= plain[key] <= high:
+            message = (
+                f"{key} must be {f'in [{low:g}, {high:g}]' if high == 1 else f'{low:g} or more'}, got {plain[key]}"
+            )
+            raise ConfigError(message)
+    if "trainer" in plain:
+        _check_training(plain)
+    return plain
+
+
+def check_hydra(conf: DictConfig) -> None:
+    """Refuse settings of Hydra's own that would make it call anything but its own plugins.
+
+    Args:
+        conf: Composed `with_hydra`.
+
+    Raises:
+        ConfigError: They would.
+    """
+    try:
+        settings = OmegaConf.to_container(conf.hydra, resolve=False)
+        called = {path: OmegaConf.select(conf.hydra, path) for path in _paths(settings) if _last(path) == "_target_"}
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+    factories = [path for path in _paths(settings) if _last(path) == "()"]
+    wrong = [path for path, name in called.items() if not str(name).startswith(HYDRA_PLUGINS)]
+    if wrong or factories or conf.hydra.callbacks:
+        message = f"hydra.{[*wrong, *factories, 'callbacks'][0]}: Hydra may call launchers and sweepers only"
+        raise ConfigError(message)
+
+
+def _check_schema(node: DictConfig, prefix: str = "") -> None:
+    """Hold the keys of every plain group against its dataclass: `+key=value` would add to it."""
+    schema = OmegaConf.get_type(node)
+    if is_dataclass(schema):
+        known = [f.name for f in fields(schema)]
+        for key in map(str, node):
+            if key not in known:
+                near = difflib.get_close_matches(key, known, n=1)
+                hint = f"did you mean '{prefix}{near[0]}'?" if near else f"known are {', '.join(known)}"
+                message = f"there is no setting '{prefix}{key}' ({hint})"
+                raise ConfigError(message)
+        absent = [f"{prefix}{name}" for name in known if name not in list(node)]  # `in node` is false for ???
+        if absent:
+            message = f"{', '.join(absent)} must be stated and was removed"
+            raise ConfigError(message)
+    for key in map(str, node):
+        child = node._get_node(key)  # noqa: SLF001  the node itself: reading the value would resolve it
+        if isinstance(child, DictConfig) and not child._is_none() and not child._is_interpolation():  # noqa: SLF001
+            _check_schema(child, f"{prefix}{key}.")
+
+
+def _check_training(values: Mapping[str, Any]) -> None:
+    """Make everything that training will make, on stand-ins, and pass a patch of the right size through it."""
+    import torch
+
+    from medfocal.data.sampling import check_sampling
+
+    run_id = values["run"]["id"]
+    if run_id is not None and (not run_id.isprintable() or run_id[:1] in {"", "."} or run_id != Path(run_id).name):
+        message = f"run.id becomes the name of a folder, so {run_id!r} cannot be one"
+        raise ConfigError(message)
+    _reworded("trainer", TrainerSettings(**values["trainer"]).check)
+    _reworded("sampling", functools.partial(check_sampling, **values["sampling"]))
+    for group in ("loss", "schedule"):
+        build(group, values[group])
+    make = build("optimizer", values["optimizer"])
+    _reworded("optimizer", lambda: make([torch.nn.Parameter(torch.zeros(1))]))
+    with torch.device("meta"):  # shapes without memory
+        build_network = build("network", values["network"])
+        network = _reworded("network", lambda: build_network(in_channels=1, out_channels=2))
+        patch = torch.zeros(2, 1, *values["sampling"]["patch_size"])
+        _reworded("sampling.patch_size", lambda: network(patch))
+
+
+def build(group: str, values: Mapping[str, Any]) -> Callable[..., Any] | Any:
+    """Make the object of a `_target_` group, or, where the program supplies arguments, what makes it from them.
+
+    Raises:
+        ConfigError: The target is not allowed, or its constructor refuses the arguments.
+    """
+    target = resolve_target(group, values)
+    arguments = {key: value for key, value in values.items() if key != "_target_"}
+    if SUPPLIED.get(group):
+        return functools.partial(target, **arguments)
+    return _reworded(group, functools.partial(target, **arguments))
+
+
+def construct(group: str, values: Mapping[str, Any]) -> Any:
+    """Make the value of a group in `CONSTRUCTED`.
+
+    Raises:
+        ConfigError: Its constructor refuses the arguments.
+    """
+    return _reworded(group, functools.partial(_load(CONSTRUCTED[group]), **_own(group, values)))
+
+
+def resolve_target(group: str, values: Mapping[str, Any]) -> Any:
+    """The class that a group's `_target_` names, if it is one of those allowed there.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    name = values.get("_target_")
+    module, outside = TARGETS[group]
+    allowed = [*outside]
+    if module is not None:
+        public = importlib.import_module(module)
+        allowed += [f"{module}.{n}" for n in public.__all__ if inspect.isclass(getattr(public, n))]
+    if name not in allowed:
+        message = f"{group}: the _target_ {name!r} is not allowed. Allowed are {', '.join(sorted(allowed))}."
+        raise ConfigError(message)
+    return _load(name)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _check_arguments(group: str, name: str, values: Mapping[str, Any]) -> None:
+    """Hold names and types of a group's values against the constructor `name`."""
+    target = _load(name)
+    parameters = inspect.signature(target, eval_str=True).parameters
+    supplied = SUPPLIED.get(group, frozenset())
+    known = [parameter for parameter in parameters if parameter not in supplied]
+    given = {key: value for key, value in values.items() if key != "_target_"}
+    for key, value in given.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else f"; it has {', '.join(known)}"
+            message = f"{group}: {name} has no '{key}'{hint}. Correct the override or the file in conf/."
+            raise ConfigError(message)
+        if not _fits(value, parameters[key].annotation):
+            wanted = inspect.formatannotation(parameters[key].annotation)
+            message = f"{group}.{key}: {name} takes {wanted}, got {value!r}"
+            raise ConfigError(message)
+    if not target.__module__.startswith("medfocal."):
+        return  # another package's defaults hold, and its version is recorded with the run
+    unstated = [parameter for parameter in known if parameter not in given]
+    if unstated:
+        message = (
+            f"{group}: {name} needs {', '.join(unstated)} to be stated, so that the run's configuration is complete"
+        )
+        raise ConfigError(message)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a plain value may be given where a parameter has this type; ranges are the constructor's."""
+    choices, parts = get_args(hint), get_origin(hint)
+    if parts in {Union, UnionType}:
+        return any(_fits(value, choice) for choice in choices)
+    if parts is not None:
+        if parts is Literal:
+            return True  # a Literal: the constructor's own message names the choices
+        return isinstance(value, list) and all(_fits(item, choices[0]) for item in value)
+    if hint in {int, float}:
+        return isinstance(value, int | hint) and not isinstance(value, bool)
+    return isinstance(value, str if issubclass(hint, str) else hint)  # a StrEnum is written as a string
+
+
+def _own(group: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a group without those of a group within it."""
+    nested = {name.rpartition(".")[2] for name in CONSTRUCTED if name.rpartition(".")[0] == group}
+    return {key: value for key, value in values.items() if key not in nested}
+
+
+def _refuse_stray_targets(values: Mapping[str, Any]) -> None:
+    for path in _paths(values):
+        group, _, word = path.rpartition(".")
+        if word in HYDRA_WORDS and not (word == "_target_" and group in TARGETS):
+            message = f"{path}: only {', '.join(TARGETS)} may have a _target_, and no other word of instantiation"
+            raise ConfigError(message)
+
+
+def _paths(value: Any, prefix: str = "") -> Iterator[str]:
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield f"{prefix}{key}"
+        yield from _paths(item, f"{prefix}{key}.")
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _at(values: Mapping[str, Any], path: str) -> Mapping[str, Any]:
+    found: Any = values
+    for key in path.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping):
+        message = f"{path}: the settings of {CONSTRUCTED[path]} are expected, got {found!r}"
+        raise ConfigError(message)
+    return found
+
+
+def _reworded(group: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except (TypeError, ValueError) as error:
+        message = f"{group}: {error}"
+        raise ConfigError(message) from error

@@ -1,0 +1,1 @@
+"""Cases on disk: phantoms, manifests and what becomes of them before training."""

@@ -1,0 +1,136 @@
+"""The voxels of one case, read and held against each other before anything uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfocal.data.manifest import Case
+from medfocal.errors import DatasetError, GeometryError, InputError
+from medfocal.volume import Volume, read_labels, read_volume
+
+
+@dataclass(frozen=True)
+class CaseVolumes:
+    """A case in memory, on the grid of its first image.
+
+    Attributes:
+        case: Names and files.
+        image: float32 `(C, I, J, K)`; NaN outside the body has become 0.
+        grid: The first image's grid and header; its array costs no memory and holds zeros.
+        label: Classes, int `(I, J, K)`, or None where the case has no reference.
+    """
+
+    case: Case
+    image: NDArray[np.float32]
+    grid: Volume
+    label: NDArray[np.int16] | None
+
+
+def read_case(case: Case, labels: Mapping[int, str]) -> CaseVolumes:
+    """Read the images and the reference of a case and see that they belong together.
+
+    Args:
+        case: What to read.
+        labels: Label values that may occur.
+
+    Returns:
+        The voxels.
+
+    Raises:
+        InputError: A file cannot be read, or the image is NaN or infinite inside the body, or constant.
+        GeometryError: Images or label lie on different grids (0.05 mm apart is rounding).
+        DatasetError: The label holds a value that the dataset does not name.
+    """
+    where = f"case '{case.name}'"
+    try:
+        volumes = [read_volume(path) for path in case.images]
+    except InputError as error:
+        raise _named(error, where) from error
+    grid = volumes[0]
+    for path, volume in zip(case.images[1:], volumes[1:], strict=True):
+        if not grid.same_grid(volume):
+            message = (
+                f"{where}: the grids of '{case.images[0]}' and '{path}' differ: {grid.grid_difference(volume)}. "
+                "Resample all channels of a case to one grid."
+            )
+            raise GeometryError(message)
+    image = np.stack([clean_image(v.array, f"{where}: '{p}'") for p, v in zip(case.images, volumes, strict=True)])
+    label = None if case.label is None else _read_reference(case, grid, labels)
+    return CaseVolumes(case, image, empty_grid(grid), label)
+
+
+def empty_grid(volume: Volume) -> Volume:
+    """The grid of a volume with an array of zeros that takes no memory."""
+    return volume.with_array(np.broadcast_to(np.uint8(0), volume.shape))
+
+
+def clean_image(array: NDArray[Any], where: str) -> NDArray[np.float32]:
+    """Turn an image into finite float32.
+
+    NaN and infinity are accepted only outside the body, that is where they reach the border of the volume
+    through voxels that are themselves not finite or 0; there they become 0.
+
+    Raises:
+        InputError: They occur inside the body, or the image has no contrast at all.
+    """
+    image = array.astype(np.float32)
+    finite = np.isfinite(image)
+    if not finite.all():
+        inside = ~finite & ~_reaches_border(~finite | (image == 0))
+        if inside.any():
+            index = tuple(int(n) for n in np.argwhere(inside)[0])
+            message = (
+                f"{where} holds {int(inside.sum())} voxels that are NaN or infinite inside the body, "
+                f"the first at {index}: {image[index]}. Export the image again or repair these voxels."
+            )
+            raise InputError(message)
+        image[~finite] = 0
+    if image.min() == image.max():
+        message = f"{where} is constant: every voxel is {image.flat[0]:g}. Was the right file exported?"
+        raise InputError(message)
+    return image
+
+
+def _reaches_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Voxels of a mask that are 6-connected within it to the border of the volume."""
+    from scipy import ndimage
+
+    parts, _ = ndimage.label(mask)
+    faces = [np.take(parts, side, axis=axis) for axis in range(3) for side in (0, -1)]
+    touching = np.unique(np.concatenate([face.ravel() for face in faces]))
+    found: NDArray[np.bool_] = np.isin(parts, touching[touching > 0])
+    return found
+
+
+def _read_reference(case: Case, grid: Volume, labels: Mapping[int, str]) -> NDArray[np.int16]:
+    where = f"case '{case.name}'"
+    assert case.label is not None
+    try:
+        label = read_labels(case.label)
+    except InputError as error:
+        raise _named(error, where) from error
+    if not grid.same_grid(label):
+        message = (
+            f"{where}: label and image grids differ: {label.grid_difference(grid)} "
+            f"(label '{case.label}', image '{case.images[0]}').\n"
+            "    Resample the label to the image with nearest neighbour, or correct 'label' in the dataset file."
+        )
+        raise GeometryError(message)
+    unnamed = sorted(set(np.unique(label.array).tolist()) - set(labels))
+    if unnamed:
+        known = ", ".join(f"{value} ({name})" for value, name in sorted(labels.items()))
+        message = (
+            f"{where}: the label '{case.label}' holds {', '.join(map(str, unnamed[:10]))}, "
+            f"which the dataset does not name; it names {known}. Correct 'labels' in the dataset file or the label."
+        )
+        raise DatasetError(message)
+    return label.array.astype(np.int16)
+
+
+def _named(error: InputError, where: str) -> InputError:
+    return type(error)(f"{where}: {error}")

@@ -1,0 +1,245 @@
+"""From a case on its own grid to the grid and the intensities that the network sees, and back.
+
+The deterministic part is a `Preprocessing`, which travels with the model; the random part is an `Augmentation`,
+which only training knows. Both are chains of MONAI transforms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfocal.data.cases import CaseVolumes
+from medfocal.data.manifest import Case
+from medfocal.volume import Volume
+
+if TYPE_CHECKING:
+    import torch
+
+AXIS_LETTERS = ("LR", "PA", "IS")
+
+
+class Intensity(StrEnum):
+    """How intensities are brought to one scale, per case and per channel."""
+
+    ZSCORE_NONZERO = "zscore_nonzero"  # MR: mean 0, standard deviation 1 over the voxels that are not 0
+    PERCENTILE_ZSCORE = "percentile_zscore"  # CT: clipped to percentiles 0.5 and 99.5, then as above over all voxels
+    NONE = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What is done to every image before the network sees it, in training and in prediction alike.
+
+    Args:
+        orientation: Anatomical direction of each axis, such as "RAS".
+        spacing_mm: Voxel spacing to resample to (images linearly, labels to the nearest), or None to keep
+            each case's own.
+        intensity: How intensities are scaled.
+    """
+
+    orientation: str = "RAS"
+    spacing_mm: tuple[float, float, float] | None = None
+    intensity: Intensity = Intensity.ZSCORE_NONZERO
+
+    def __post_init__(self) -> None:
+        letters = tuple(self.orientation)
+        if len(letters) != 3 or sorted(next((a for a in AXIS_LETTERS if c in a), "?") for c in letters) != sorted(
+            AXIS_LETTERS
+        ):
+            message = f"orientation must name each of L/R, P/A and I/S once, such as 'RAS', got {self.orientation!r}"
+            raise ValueError(message)
+        object.__setattr__(self, "intensity", Intensity(self.intensity))
+        if self.spacing_mm is not None:
+            spacing = tuple(float(s) for s in self.spacing_mm)
+            if len(spacing) != 3 or not all(0 < s < np.inf for s in spacing):
+                message = f"spacing_mm must be three positive numbers or null, got {self.spacing_mm}"
+                raise ValueError(message)
+            object.__setattr__(self, "spacing_mm", spacing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for model.json."""
+        return {**asdict(self), "intensity": str(self.intensity)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Random changes of training patches; each is drawn for itself.
+
+    Args:
+        flip_probability: For each axis.
+        affine_probability: For one rotation and scaling of the patch together.
+        rotation_degrees: Largest angle about each axis.
+        scaling: Largest relative change of size, such as 0.1 for 0.9 to 1.1.
+        intensity_probability: For scaling and for shifting intensities, each.
+        intensity_scale: Largest relative change.
+        intensity_shift: Largest shift, in units of the scaled image.
+        noise_probability: For Gaussian noise.
+        noise_std: Largest standard deviation of the noise, in units of the scaled image.
+    """
+
+    flip_probability: float = 0.5
+    affine_probability: float = 0.0
+    rotation_degrees: float = 15.0
+    scaling: float = 0.1
+    intensity_probability: float = 0.5
+    intensity_scale: float = 0.1
+    intensity_shift: float = 0.1
+    noise_probability: float = 0.2
+    noise_std: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            high = 1.0 if name.endswith("probability") else np.inf
+            if not 0 <= value <= high:
+                message = f"{name} must be in [0, {high:g}], got {value}"
+                raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """A case as the network sees it, with what is needed to go back.
+
+    Attributes:
+        case: Names and files.
+        image: float32 `(C, I, J, K)` on the network's grid.
+        affine: Of that grid, `(4, 4)`.
+        label: Classes, uint8 `(I, J, K)` on that grid, or None.
+        grid: The case's own grid.
+        reference: The reference on the case's own grid, int16, or None.
+    """
+
+    case: Case
+    image: torch.Tensor
+    affine: NDArray[np.float64]
+    label: torch.Tensor | None
+    grid: Volume
+    reference: NDArray[np.int16] | None
+
+
+def prepare_case(volumes: CaseVolumes, preprocessing: Preprocessing) -> PreparedCase:
+    """Bring a case onto the network's grid and intensity scale. The world coordinate of every voxel is kept."""
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+
+    affine = torch.as_tensor(volumes.grid.affine)
+    # A copy: MONAI scales intensities in place.
+    sample = {"image": MetaTensor(torch.tensor(volumes.image), affine=affine)}
+    if volumes.label is not None:
+        sample["label"] = MetaTensor(torch.from_numpy(volumes.label[None].astype(np.float32)), affine=affine)
+    sample = _deterministic(preprocessing, tuple(sample))(sample)
+    label = sample.get("label")
+    return PreparedCase(
+        case=volumes.case,
+        image=sample["image"].as_tensor().float().contiguous(),
+        affine=np.asarray(sample["image"].affine, dtype=np.float64),
+        label=None if label is None else label.as_tensor()[0].round().to(torch.uint8).contiguous(),
+        grid=volumes.grid,
+        reference=volumes.label,
+    )
+
+
+def _deterministic(preprocessing: Preprocessing, keys: tuple[str, ...]) -> Any:
+    from monai import transforms
+
+    chain: list[Any] = [transforms.Orientationd(keys, axcodes=preprocessing.orientation, labels=None)]
+    if preprocessing.spacing_mm is not None:
+        modes = ["bilinear" if key == "image" else "nearest" for key in keys]
+        chain.append(
+            transforms.Spacingd(keys, preprocessing.spacing_mm, mode=modes, padding_mode="border", dtype=np.float64)
+        )
+    if preprocessing.intensity is Intensity.ZSCORE_NONZERO:
+        chain.append(transforms.NormalizeIntensityd("image", nonzero=True, channel_wise=True))
+    elif preprocessing.intensity is Intensity.PERCENTILE_ZSCORE:
+        chain.append(transforms.ClipIntensityPercentilesd("image", lower=0.5, upper=99.5, channel_wise=True))
+        chain.append(transforms.NormalizeIntensityd("image", channel_wise=True))
+    return transforms.Compose(chain)
+
+
+def random_transforms(augmentation: Augmentation) -> Any:
+    """MONAI chain over a sample `{"image": (C, I, J, K), "label": (1, I, J, K)}`.
+
+    Call `set_random_state(seed)` before each sample: then what a sample becomes depends on that seed alone.
+    """
+    from monai import transforms
+
+    a, both = augmentation, ("image", "label")
+    chain: list[Any] = [
+        transforms.RandFlipd(both, prob=a.flip_probability, spatial_axis=axis)
+        for axis in range(3)
+        if a.flip_probability > 0
+    ]
+    if a.affine_probability > 0:
+        chain.append(
+            transforms.RandAffined(
+                both,
+                prob=a.affine_probability,
+                rotate_range=[float(np.deg2rad(a.rotation_degrees))] * 3,
+                scale_range=[a.scaling] * 3,
+                mode=("bilinear", "nearest"),
+                padding_mode="zeros",
+            )
+        )
+    if a.intensity_probability > 0:
+        chain.append(transforms.RandScaleIntensityd("image", factors=a.intensity_scale, prob=a.intensity_probability))
+        chain.append(transforms.RandShiftIntensityd("image", offsets=a.intensity_shift, prob=a.intensity_probability))
+    if a.noise_probability > 0:
+        chain.append(transforms.RandGaussianNoised("image", prob=a.noise_probability, std=a.noise_std))
+    return transforms.Compose(chain)
+
+
+def to_native(values: NDArray[np.float32], prepared: PreparedCase) -> NDArray[np.float32]:
+    """Bring a map from the network's grid back onto the case's own.
+
+    Where the two grids differ only in the order and direction of axes this is exact; else it interpolates
+    linearly.
+
+    Args:
+        values: `(I, J, K)` on the network's grid.
+        prepared: The case.
+
+    Returns:
+        float32 on `prepared.grid`.
+    """
+    turned, affine = _reorient(values, prepared.affine, prepared.grid.affine)
+    if turned.shape == prepared.grid.shape and np.allclose(affine, prepared.grid.affine, atol=1e-4):
+        return np.ascontiguousarray(turned, dtype=np.float32)
+    import torch
+    from monai.data.meta_tensor import MetaTensor
+    from monai.transforms import SpatialResample
+
+    source = MetaTensor(torch.from_numpy(np.ascontiguousarray(values))[None], affine=torch.as_tensor(prepared.affine))
+    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float64)
+    target = torch.as_tensor(prepared.grid.affine)
+    native = resample(source, dst_affine=target, spatial_size=prepared.grid.shape)
+    return np.asarray(native.as_tensor()[0].float().numpy(), dtype=np.float32)
+
+
+def _reorient(
+    values: NDArray[np.float32], affine: NDArray[np.float64], like: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Permute and flip axes so that they point as those of the affine `like`."""
+    from nibabel import orientations
+
+    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.io_orientation(like))
+    turned = orientations.apply_orientation(values, turn)
+    return turned, affine @ orientations.inv_ornt_aff(turn, values.shape)
+
+
+def body_mask(image: torch.Tensor) -> NDArray[np.bool_]:
+    """Voxels of a prepared image `(C, I, J, K)` that belong to the body: some channel is above its lowest.
+
+    In skull-stripped MR the background is 0 and the lowest value need not be: there a voxel counts when some
+    channel is not 0.
+    """
+    array = image.numpy()
+    if (array == 0).any():
+        inside: NDArray[np.bool_] = (array != 0).any(axis=0)
+    else:
+        lowest = array.reshape(array.shape[0], -1).min(axis=1)
+        inside = (array > lowest[:, None, None, None]).any(axis=0)
+    return inside

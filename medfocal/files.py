@@ -1,0 +1,131 @@
+"""Writing files so that a reader sees the old content or the new, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from medfocal.errors import ResourceError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` that takes its name once it is complete and on the disk.
+
+    Args:
+        path: Final name. Its folder is made if missing.
+        mode: Text (UTF-8, newline as written) or bytes.
+
+    Yields:
+        The open file.
+
+    Raises:
+        ResourceError: The folder cannot be made or written, or the disk is full.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        make_folder(path.parent)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        temporary = Path(name)
+        # mkstemp makes files private; a result is as readable as any other file of the user.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.fchmod(handle, 0o666 & ~umask)
+        keywords: dict[str, Any] = (
+            {}
+            if mode == "wb"
+            else {
+                "encoding": "utf-8",
+                "newline": "",
+                "errors": "backslashreplace",  # a file name need not be text; "\\udcff" is how JSON writes such a byte
+            }
+        )
+        with os.fdopen(handle, mode, **keywords) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        ours = temporary is None or error.filename is None or Path(error.filename) in {path, temporary}
+        if not ours:  # of another file that the caller touched meanwhile
+            raise
+        message = f"cannot write '{path}': {error.strerror or error}. Free space or choose another folder."
+        raise ResourceError(message) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and its parents, and see that it can be written.
+
+    Raises:
+        ResourceError: It cannot be made, is a file, or may not be written.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"cannot make the folder '{path}': {error.strerror or error}. Choose another output folder."
+        raise ResourceError(message) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        message = f"the folder '{path}' may not be written by this user. Choose another output folder."
+        raise ResourceError(message)
+    return path
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON (RFC 8259) atomically: NaN and infinity become null, numpy values plain ones."""
+    with atomic_write(path) as file:
+        json.dump(plain(value), file, indent=2, allow_nan=False, ensure_ascii=False)
+        file.write("\n")
+
+
+def plain(value: object) -> Any:
+    """Turn nested mappings, sequences and numpy values into what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], columns: Sequence[str]) -> None:
+    """Write a table atomically; None and NaN become empty cells, true and false are lower case.
+
+    Args:
+        path: The file.
+        rows: One mapping a row; every key is a column.
+        columns: Columns in order; they are written even when there is no row.
+    """
+    with atomic_write(path) as file:
+        writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: object) -> object:
+    value = plain(value)
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value

@@ -1,0 +1,54 @@
+"""Descriptions of an installation and of a model, as text for the terminal."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+
+from medfocal import __version__
+from medfocal.config import conf_directory
+from medfocal.model import read_card
+
+PACKAGES = ("torch", "monai", "nibabel", "SimpleITK", "hydra-core", "numpy", "scipy", "connected-components-3d")
+
+
+def describe_installation() -> str:
+    """Versions, devices and where the configuration lies."""
+    import torch
+
+    lines = [f"medfocal {__version__}", f"python {platform.python_version()} on {platform.platform()}"]
+    lines += [f"{package} {importlib.metadata.version(package)}" for package in PACKAGES]
+    devices = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
+    lines += [f"GPU {n}: {name}" for n, name in enumerate(devices)] or ["no GPU that torch can use"]
+    bfloat16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001  no public name tells it
+    lines.append(f"CPU: {torch.get_num_threads()} threads, bfloat16 {'native' if bfloat16 else 'not native'}")
+    lines.append(f"configuration: {conf_directory()}")
+    return "\n".join(lines) + "\n"
+
+
+def describe_model(folder: Path) -> str:
+    """What a model finds, what it was trained on and at which operating points; its weights are not read.
+
+    Raises:
+        ModelError: The folder holds no model card of this version.
+    """
+    card, weights = read_card(folder)
+    spacing = card.preprocessing.spacing_mm
+    lines = [
+        f"model      {card.name}",
+        f"finds      {', '.join(name for value, name in sorted(card.labels.items()) if value)}",
+        f"channels   {', '.join(card.channels)}",
+        f"grid       {card.preprocessing.orientation}, "
+        + ("each case's own spacing" if spacing is None else f"{spacing} mm")
+        + f", intensity {card.preprocessing.intensity}",
+        f"network    {card.network['name']}, windows of {card.window['size']} voxels",
+        f"trained    {', '.join(f'{key} {value}' for key, value in card.training.items())}",
+    ]
+    for point in card.operating_points:
+        line = f"operating  {point.name}: threshold {point.threshold:.4g} (from: {point.source})"
+        if point.lesion_sensitivity is not None:
+            line += f", lesion sensitivity {point.lesion_sensitivity:.2f} on {point.num_lesions} lesions"
+        lines.append(line)
+    lines += [f"weights    sha256 {weights['sha256']}", card.intended_use]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,1 @@
+"""Training: a run folder goes in, a trained and evaluated model comes out."""

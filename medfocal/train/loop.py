@@ -1,0 +1,271 @@
+"""The training loop. It reads from top to bottom: prepare, draw, forward, loss, backward, step, validate, save."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from medfocal.data.sampling import LesionBalancedSampler
+from medfocal.data.transforms import Augmentation, PreparedCase, random_transforms
+from medfocal.errors import ConfigError
+from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases
+from medfocal.evaluate.froc import read_froc
+from medfocal.files import write_csv
+from medfocal.infer.predict import predict_case
+from medfocal.infer.window import uses_bfloat16
+from medfocal.losses import init_prior_bias_
+from medfocal.model import Model, ModelCard, OperatingPoint
+from medfocal.progress import track
+from medfocal.train.batches import BatchSource, to_device
+from medfocal.train.checkpoint import load_checkpoint, save_checkpoint
+from medfocal.train.settings import TrainerSettings
+
+LOG = logging.getLogger("medfocal.train")
+
+#: Columns of metrics.csv. The last five are empty for epochs without validation.
+METRICS = (
+    "epoch", "step", "loss", "learning_rate", "seconds",
+    "lesion_sensitivity", "cpm", "threshold", "voxel_dice", "num_lesions",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The network of the kept epoch, on the device, and how it did on the validation split.
+
+    Attributes:
+        network: In evaluation mode.
+        epoch: That epoch, from 1.
+        operating_points: From the validation split; one by default where there is none.
+    """
+
+    network: nn.Module
+    epoch: int
+    operating_points: tuple[OperatingPoint, ...]
+
+
+def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
+    folder: Path,
+    *,
+    training: Sequence[PreparedCase],
+    validation: Sequence[PreparedCase],
+    card: ModelCard,
+    network: nn.Module,
+    loss: Any,
+    build_optimizer: Callable[..., torch.optim.Optimizer],
+    schedule: Callable[[float], float],
+    augmentation: Augmentation,
+    patch_size: Sequence[int],
+    lesion_fraction: float,
+    settings: TrainerSettings,
+    protocol: Protocol,
+    seed: int,
+    device: torch.device,
+) -> Trained:
+    """Train a network and keep the epoch that finds most lesions on the validation split.
+
+    After each epoch `metrics.csv` and `checkpoints/last.pt` are written, `checkpoints/best.pt` when the epoch is the
+    best so far. Where `last.pt` exists training goes on from it, to the same weights as without the interruption.
+
+    Args:
+        folder: Run folder.
+        training: Prepared cases to learn from.
+        validation: Prepared cases to choose the epoch and the operating point on; none keeps the last epoch.
+        card: Describes the model; its operating points are replaced.
+        network: With a `head`, on the CPU.
+        loss: `loss(logits, target)` with `activation`, `gamma` and `alpha`.
+        build_optimizer: Takes the parameters.
+        schedule: Factor on the learning rate from the share of training done.
+        augmentation: Random changes of patches.
+        patch_size: Voxels `(I, J, K)`.
+        lesion_fraction: Share of lesion-centred patches.
+        settings: How long and how.
+        protocol: Rules of the validation.
+        seed: Of patches and random changes. The caller has seeded the weights.
+        device: Where to compute.
+
+    Returns:
+        The kept network.
+
+    Raises:
+        DatasetError: No training case has a lesion.
+        ModelError: A checkpoint is damaged.
+        ConfigError: The loss is no longer finite.
+    """
+    sampler = LesionBalancedSampler(training, patch_size=patch_size, lesion_fraction=lesion_fraction, seed=seed)
+    batches = BatchSource(
+        training, sampler, augment=random_transforms(augmentation), batch_size=settings.batch_size, seed=seed
+    )
+    shares = batches.foreground_shares(len(card.labels))
+    LOG.info(
+        "%d training cases with %d lesions, %d validation cases; lesion share of patches %.2e",
+        len(training), len(sampler.lesions), len(validation), sum(shares),
+    )  # fmt: skip
+    if settings.prior_bias:
+        smoothed = [smoothed_share(share, loss, len(card.labels)) for share in shares]
+        head = network.get_submodule("head")
+        init_prior_bias_(head, smoothed, gamma=loss.gamma, alpha=loss.alpha, activation=loss.activation)
+    network.to(device)
+    optimizer = build_optimizer(network.parameters())
+    base_rates = [group["lr"] for group in optimizer.param_groups]
+    bfloat16 = uses_bfloat16(settings.precision, device)
+    total_steps = settings.max_epochs * settings.steps_per_epoch
+
+    first_epoch, rows, best = 0, [], (-math.inf, -math.inf)
+    last_file, best_file = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
+    if last_file.exists():
+        state = load_checkpoint(last_file)
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        first_epoch, rows, best = state["epoch"], state["metrics"], tuple(state["best"])
+        write_csv(folder / "metrics.csv", rows, METRICS)  # a kill after the checkpoint left it a row short
+        LOG.info("continuing after epoch %d", first_epoch)
+
+    for epoch in range(first_epoch, settings.max_epochs):
+        started, loss_sum = time.monotonic(), torch.zeros((), device=device)
+        network.train()
+        steps = track(batches.epoch(epoch, settings.steps_per_epoch), f"epoch {epoch + 1}", settings.steps_per_epoch)
+        for step, batch in enumerate(steps):
+            factor = schedule((epoch * settings.steps_per_epoch + step) / total_steps)
+            for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+                group["lr"] = base_rate * factor
+            batch = to_device(batch, device)  # noqa: PLW2901  the CPU's copy has no further use
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+                logits = network(batch.image)
+            batch_loss = loss(logits.float(), batch.label)
+            optimizer.zero_grad(set_to_none=True)
+            batch_loss.backward()
+            if settings.gradient_clip_norm is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip_norm)
+            optimizer.step()
+            loss_sum += batch_loss.detach()
+
+        mean_loss = float(loss_sum) / settings.steps_per_epoch
+        if not math.isfinite(mean_loss):
+            message = (
+                f"the loss of epoch {epoch + 1} is {mean_loss}; lower optimizer.lr or set trainer.precision=float32"
+            )
+            raise ConfigError(message)
+        row: dict[str, Any] = {
+            "epoch": epoch + 1,
+            "step": (epoch + 1) * settings.steps_per_epoch,
+            "loss": mean_loss,
+            "learning_rate": float(optimizer.param_groups[0]["lr"]),
+        }
+        score: tuple[float, float] | None = None
+        is_last = epoch + 1 == settings.max_epochs
+        if validation and ((epoch + 1) % settings.validate_every == 0 or is_last):
+            network.eval()
+            found = evaluate_network(network, validation, card, protocol, settings, device)
+            figures = validation_figures(found, settings.validation_false_positives)
+            if figures["num_lesions"]:
+                score = (figures["lesion_sensitivity"], figures["cpm"])
+            row |= figures
+        row["seconds"] = round(time.monotonic() - started, 3)
+        rows.append(row)
+        LOG.info(describe(row, settings))
+
+        is_best = score is not None and score >= best
+        best = score if score is not None and is_best else best
+        state = {
+            "epoch": epoch + 1,
+            "network": network.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "metrics": rows,
+            "best": list(best),
+        }
+        if is_best or (is_last and best[0] == -math.inf):  # none was scored: the last epoch is kept
+            save_checkpoint(best_file, state)
+        save_checkpoint(last_file, state)
+        write_csv(folder / "metrics.csv", rows, METRICS)
+
+    state = load_checkpoint(best_file if best_file.exists() else last_file)
+    network.load_state_dict(state["network"])
+    network.to(device).eval()
+    points = choose_operating_points(state["metrics"][-1], settings, protocol)
+    return Trained(network, int(state["epoch"]), points)
+
+
+def evaluate_network(
+    network: nn.Module,
+    cases: Sequence[PreparedCase],
+    card: ModelCard,
+    protocol: Protocol,
+    settings: TrainerSettings,
+    device: torch.device,
+) -> Evaluation:
+    """Evaluate whole cases on their own grids."""
+    model = Model(network, card, weights_sha256="")
+    bfloat16 = uses_bfloat16(settings.precision, device)
+    results = []
+    for prepared in track(cases, "validate", len(cases)):
+        assert prepared.reference is not None, "cases to evaluate have labels; the manifest sees to it"
+        found = predict_case(model, prepared, device=device, bfloat16=bfloat16)
+        results.append(
+            evaluate_case(
+                prepared.reference,
+                found.probability,
+                prepared.grid.affine,
+                case=prepared.case.name,
+                patient=prepared.case.patient,
+                protocol=protocol,
+            )
+        )
+    return evaluate_cases(results, protocol)
+
+
+def validation_figures(evaluation: Evaluation, rate: float) -> dict[str, Any]:
+    """What metrics.csv keeps of a validation: the FROC at `rate` false positives per case."""
+    (point,) = read_froc(evaluation.froc.curve, (rate,), num_lesions=evaluation.num_lesions)
+    return {
+        "lesion_sensitivity": point.lesion_sensitivity,
+        "cpm": evaluation.froc.cpm,
+        "threshold": min(point.threshold, 1.0),  # infinite: not even the surest candidate may count
+        "voxel_dice": evaluation.voxel_dice.mean,
+        "num_lesions": evaluation.num_lesions,
+    }
+
+
+def choose_operating_points(
+    row: Mapping[str, Any], settings: TrainerSettings, protocol: Protocol
+) -> tuple[OperatingPoint, ...]:
+    """The operating point of the kept epoch, from its row of metrics.csv."""
+    rate = settings.validation_false_positives
+    if not row.get("num_lesions"):
+        return (OperatingPoint(name="default", threshold=protocol.threshold, source="default"),)
+    return (
+        OperatingPoint(
+            name=f"{rate:g} false positive{'' if rate == 1 else 's'} per case",
+            threshold=row["threshold"],
+            source="validation",
+            lesion_sensitivity=row["lesion_sensitivity"],
+            false_positives_per_case=rate,
+            num_lesions=row["num_lesions"],
+        ),
+    )
+
+
+def smoothed_share(share: float, loss: Any, num_classes: int) -> float:
+    """The share of a lesion class that the loss sees once labels are smoothed."""
+    amount = float(getattr(loss, "label_smoothing", 0.0))
+    return (1 - amount) * share + amount / (num_classes if loss.activation == "softmax" else 2)
+
+
+def describe(row: Mapping[str, Any], settings: TrainerSettings) -> str:
+    """One line for an epoch."""
+    line = f"epoch {row['epoch']:>3} of {settings.max_epochs}  loss {row['loss']:.5f}  {row['seconds']:.1f} s"
+    if "lesion_sensitivity" in row:
+        found = round(row["lesion_sensitivity"] * row["num_lesions"]) if row["num_lesions"] else 0
+        line += (
+            f"  validation: {found} of {row['num_lesions']} lesions found "
+            f"at {settings.validation_false_positives:g} false positive per case, CPM {row['cpm']:.2f}"
+        )
+    return line

@@ -1,0 +1,353 @@
+"""A run folder from its first file to its last: what was asked, what was used, what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import logging
+import os
+import platform
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medfocal import __version__
+from medfocal.data.cases import read_case
+from medfocal.data.manifest import SPLITS, Case, Manifest
+from medfocal.data.transforms import Augmentation, PreparedCase, Preprocessing, prepare_case
+from medfocal.errors import ConfigError, DatasetError
+from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
+from medfocal.files import atomic_write, make_folder, write_json
+from medfocal.infer.predict import predict_case, write_case
+from medfocal.infer.window import uses_bfloat16
+from medfocal.model import CARD, Model, ModelCard, OperatingPoint, load_model, read_card, save_model
+from medfocal.progress import track
+from medfocal.train.loop import train
+from medfocal.train.settings import TrainerSettings
+
+LOG = logging.getLogger("medfocal.train")
+
+#: Configuration that may differ between the start of a run and its continuation.
+MAY_CHANGE = ("run.id", "paths.runs", "trainer.max_epochs", "trainer.num_threads", "device", "debug")
+
+
+#: Splits that a run evaluates at its end.
+EVALUATED = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        folder: The run folder.
+        operating_point: The model's first operating point.
+        validation: Evaluation of the validation split at that point, None where it has no case.
+        test: Likewise of the test split.
+    """
+
+    folder: Path
+    operating_point: OperatingPoint
+    validation: Evaluation | None
+    test: Evaluation | None
+
+
+def new_run_id(seed: int) -> str:
+    """A name that no other run has: time, seed and four random digits."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}-{secrets.token_hex(2)}"
+
+
+def is_finished(folder: Path, manifest: Manifest, max_epochs: int) -> bool:
+    """Whether a run folder holds a model of at least this many epochs and the report of every split to evaluate."""
+    if not (folder / "model" / CARD).is_file():
+        return False
+    card, _ = read_card(folder / "model")
+    reports = [folder / split / "report.html" for split in EVALUATED if _labelled(manifest.split(split))]
+    return card.training["num_epochs"] >= max_epochs and all(report.is_file() for report in reports)
+
+
+def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under another configuration; more epochs are welcome.
+
+    Raises:
+        ConfigError: It differs, with both values.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    from omegaconf import OmegaConf
+
+    before = _flat(OmegaConf.to_container(OmegaConf.load(path)))
+    now = _flat(configuration)
+    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in MAY_CHANGE]
+    if changed:
+        lines = "\n".join(f"    {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
+        message = (
+            f"the run '{folder}' was started with another configuration:\n{lines}\n"
+            "    Repeat its settings to continue it, or choose another run.id."
+        )
+        raise ConfigError(message)
+
+
+def run_training(
+    folder: Path,
+    *,
+    configuration: Mapping[str, Any],
+    name: str,
+    manifest: Manifest,
+    preprocessing: Preprocessing,
+    augmentation: Augmentation,
+    patch_size: Sequence[int],
+    lesion_fraction: float,
+    loss: Any,
+    build_network: Callable[..., torch.nn.Module],
+    build_optimizer: Callable[..., torch.optim.Optimizer],
+    schedule: Callable[[float], float],
+    settings: TrainerSettings,
+    protocol: Protocol,
+    seed: int,
+    device: torch.device,
+) -> RunResult:
+    """Read the data, train, write the model folder, and evaluate the validation and the test split.
+
+    Nothing is written before all training and validation cases have been read and found sound.
+
+    Args:
+        folder: Run folder; what an interrupted run left there is continued.
+        configuration: Resolved, for `config.yaml`.
+        name: Of the model.
+        manifest: The dataset.
+        preprocessing: Travels with the model.
+        augmentation: Random changes of patches.
+        patch_size: Voxels `(I, J, K)`; also the size of the window over whole cases.
+        lesion_fraction: Share of lesion-centred patches.
+        loss: See `medfocal.train.loop.train`.
+        build_network: Takes `in_channels` and `out_channels`.
+        build_optimizer: Takes the parameters.
+        schedule: Factor on the learning rate from the share of training done.
+        settings: How long and how.
+        protocol: Rules of validation and test.
+        seed: Of weights, patches and random changes.
+        device: Where to compute.
+
+    Raises:
+        InputError: A case cannot be read or its files do not belong together.
+        DatasetError: There is no training case, or none has a lesion.
+        ConfigError: The folder was started with another configuration.
+    """
+    if not manifest.split("training"):
+        message = f"'{manifest.path}' has no 'training' case"
+        raise DatasetError(message)
+    _set_up_torch(settings, seed)
+    num_outputs = len(manifest.labels) - (loss.activation == "sigmoid")
+    _refuse_unfit_loss(loss, num_outputs)
+    network = build_network(in_channels=len(manifest.channels), out_channels=num_outputs)
+    training = read_split(manifest, "training", preprocessing)
+    validation = read_split(manifest, "validation", preprocessing)
+    _refuse_without_lesions(manifest, training)
+
+    make_folder(folder)
+    _start_log(folder / "train.log")
+    _write_records(folder, configuration, manifest, device)
+    card = ModelCard(
+        name=name,
+        network={"name": type(network).__name__, "arguments": network.arguments},
+        channels=manifest.channels,
+        labels=manifest.labels,
+        activation=loss.activation,
+        preprocessing=preprocessing,
+        window={"size": list(patch_size), "overlap": settings.window_overlap, "batch": settings.window_batch},
+        candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
+        operating_points=(OperatingPoint(name="default", threshold=protocol.threshold, source="default"),),
+    )
+    trained = train(
+        folder,
+        training=training,
+        validation=validation,
+        card=card,
+        network=network,
+        loss=loss,
+        build_optimizer=build_optimizer,
+        schedule=schedule,
+        augmentation=augmentation,
+        patch_size=patch_size,
+        lesion_fraction=lesion_fraction,
+        settings=settings,
+        protocol=protocol,
+        seed=seed,
+        device=device,
+    )
+    provenance = {
+        "medfocal": __version__,
+        "dataset": manifest.name,
+        "num_training_cases": len(training),
+        "num_validation_cases": len(validation),
+        "epoch": trained.epoch,
+        "num_epochs": settings.max_epochs,
+        "seed": seed,
+    }
+    card = replace(card, operating_points=trained.operating_points, training=provenance)
+    for split in EVALUATED:  # of fewer epochs; the report is what a finished run has last
+        (folder / split / "report.html").unlink(missing_ok=True)
+    save_model(folder / "model", trained.network, card)
+    del training
+
+    # What is evaluated is what was written, read back as prediction will read it.
+    model = load_model(folder / "model", device)
+    point = card.operating_points[0]
+    protocol = replace(protocol, threshold=point.threshold)
+    bfloat16 = uses_bfloat16(settings.precision, device)
+    evaluations = []
+    for split in EVALUATED:
+        found, cases = None, _labelled(manifest.split(split))
+        if cases:
+            keep = folder / "test" / "predictions" if split == "test" else None
+            found = _evaluate_split(model, manifest, cases, protocol, device, bfloat16, keep, settings)
+            write_evaluation(found, folder / split)
+        evaluations.append(found)
+    return RunResult(folder, point, *evaluations)
+
+
+def read_split(manifest: Manifest, split: str, preprocessing: Preprocessing) -> list[PreparedCase]:
+    """Read and prepare every case of a split, with progress.
+
+    Raises:
+        InputError: A case cannot be read or its files do not belong together; it is named.
+    """
+    cases = manifest.split(split)
+    return [prepare_case(read_case(case, manifest.labels), preprocessing) for case in track(cases, f"read {split}")]
+
+
+def _evaluate_split(
+    model: Model,
+    manifest: Manifest,
+    cases: Sequence[Case],
+    protocol: Protocol,
+    device: torch.device,
+    bfloat16: bool,  # noqa: FBT001  private, one caller
+    keep: Path | None,
+    settings: TrainerSettings,
+) -> Evaluation:
+    results = []
+    for case in track(cases, f"evaluate {cases[0].split}"):
+        prepared = prepare_case(read_case(case, manifest.labels), model.card.preprocessing)
+        found = predict_case(model, prepared, device=device, bfloat16=bfloat16)
+        if keep is not None:
+            save = settings.save_test_predictions
+            write_case(keep, case.name, prepared.grid, found, protocol.threshold, save_probability=save)
+        assert prepared.reference is not None, "only labelled cases come here"
+        results.append(
+            evaluate_case(
+                prepared.reference,
+                found.probability,
+                prepared.grid.affine,
+                case=case.name,
+                patient=case.patient,
+                protocol=protocol,
+            )
+        )
+    return evaluate_cases(results, protocol)
+
+
+def _labelled(cases: Sequence[Case]) -> list[Case]:
+    return [case for case in cases if case.label is not None]
+
+
+def _refuse_without_lesions(manifest: Manifest, training: Sequence[PreparedCase]) -> None:
+    """Before anything is written; the sampler would refuse as well, but later."""
+    if not any(bool((case.label > 0).any()) for case in training if case.label is not None):
+        message = (
+            f"no lesion in the whole training set: all {len(training)} labels of '{manifest.path}' are empty. "
+            "Nothing can be learnt from it; check 'label' in the dataset file."
+        )
+        raise DatasetError(message)
+
+
+def _refuse_unfit_loss(loss: Any, num_outputs: int) -> None:
+    """How many classes there are only the dataset says, so that the configuration's check could not see this."""
+    try:
+        loss(torch.zeros(1, num_outputs, 2, 2, 2), torch.zeros(1, 2, 2, 2, dtype=torch.long))
+    except ValueError as error:
+        message = f"loss: {error}"
+        raise ConfigError(message) from error
+
+
+def _set_up_torch(settings: TrainerSettings, seed: int) -> None:
+    if settings.num_threads is not None:
+        torch.set_num_threads(settings.num_threads)
+    # cuBLAS is deterministic only with a fixed workspace, which it reads when CUDA starts.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    torch.backends.cudnn.benchmark = not settings.deterministic
+
+
+def _start_log(path: Path) -> None:
+    """Send the log to the console and to a file; a second run in one process starts anew."""
+    for handler in list(LOG.handlers):
+        LOG.removeHandler(handler)
+        handler.close()
+    to_file = logging.FileHandler(path, encoding="utf-8")
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    LOG.addHandler(to_file)
+    LOG.addHandler(logging.StreamHandler(sys.stdout))
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+
+
+def _write_records(folder: Path, configuration: Mapping[str, Any], manifest: Manifest, device: torch.device) -> None:
+    from omegaconf import OmegaConf
+
+    with atomic_write(folder / "config.yaml") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
+    split = {s: [{"case": c.name, "patient": c.patient} for c in manifest.split(s)] for s in SPLITS}
+    write_json(folder / "split.json", split)
+    write_json(folder / "environment.json", environment(manifest, device))
+
+
+def environment(manifest: Manifest, device: torch.device) -> dict[str, Any]:
+    """Versions, device, git commit and the SHA-256 of every input file."""
+    packages = ("torch", "monai", "numpy", "scipy", "nibabel", "connected-components-3d", "hydra-core", "safetensors")
+    files = [manifest.path]
+    files += [f for c in manifest.cases for f in (*c.images, *((c.label,) if c.label else ()))]
+    return {
+        "medfocal": __version__,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "num_threads": torch.get_num_threads(),
+        "packages": {package: importlib.metadata.version(package) for package in packages},
+        "inputs": {str(file): _sha256(file) for file in files},
+    }
+
+
+def _git_commit() -> str | None:
+    """Commit of the checkout that this code runs from, None elsewhere."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    try:
+        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}

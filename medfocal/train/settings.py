@@ -1,0 +1,65 @@
+"""How long and how to train, apart from the choices that have a group of their own. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PRECISIONS = ("auto", "bf16", "float32")
+
+
+@dataclass(kw_only=True)
+class TrainerSettings:
+    """Settings of the training loop; `conf/trainer/default.yaml` states each.
+
+    Args:
+        max_epochs: Epochs in all; a finished run goes on when this grows.
+        steps_per_epoch: Batches an epoch.
+        batch_size: Patches a batch.
+        validate_every: Epochs between validations; the last epoch is always validated.
+        validation_false_positives: The epoch that is kept has the highest lesion sensitivity at this many false
+            positives per case on the validation split; ties go to the higher CPM, then to the later epoch.
+        gradient_clip_norm: Largest norm of the gradient, or None.
+        prior_bias: Whether the last bias starts where the loss is stationary for the share of lesion voxels.
+        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16" or "float32".
+        deterministic: Whether only deterministic algorithms are used.
+        num_threads: Of the CPU, or None for all cores.
+        window_overlap: Share of overlap of the sliding window over whole cases.
+        window_batch: Windows at once.
+        save_test_predictions: Whether probability maps of the test cases are kept.
+    """
+
+    max_epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    validate_every: int
+    validation_false_positives: float
+    gradient_clip_norm: float | None
+    prior_bias: bool
+    precision: str
+    deterministic: bool
+    num_threads: int | None
+    window_overlap: float
+    window_batch: int
+    save_test_predictions: bool
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            ValueError: One is out of range.
+        """
+        for name in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every", "window_batch"):
+            if getattr(self, name) < 1:
+                message = f"{name} must be at least 1, got {getattr(self, name)}"
+                raise ValueError(message)
+        for name in ("validation_false_positives", "gradient_clip_norm", "num_threads"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                message = f"{name} must be above 0, got {value}"
+                raise ValueError(message)
+        if not 0 <= self.window_overlap < 1:
+            message = f"window_overlap must be in [0, 1), got {self.window_overlap}"
+            raise ValueError(message)
+        if self.precision not in PRECISIONS:
+            message = f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
+            raise ValueError(message)

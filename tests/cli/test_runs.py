@@ -1,0 +1,156 @@
+"""Run folders: several at once, the same again, interrupted, continued, prolonged."""
+
+import csv
+import json
+import shutil
+import time
+
+import pytest
+import torch
+from commands import TINY, assert_refused, run, start
+
+
+def train(dataset, *overrides):
+    return ["train", *TINY, f"data.dataset={dataset}", *overrides]
+
+
+def weights(folder):
+    return json.loads((folder / "model" / "model.json").read_text("utf-8"))["weights"]["sha256"]
+
+
+def epochs(folder):
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def stamps(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, dataset):
+    """The folder in which a run `r` of four epochs was trained without an interruption."""
+    folder = tmp_path_factory.mktemp("finished")
+    ended = run(*train(dataset, "run.id=r", "trainer.max_epochs=4"), folder=folder)
+    assert (ended.code, ended.err) == (0, "")
+    return folder
+
+
+@pytest.fixture
+def again(finished, tmp_path):
+    """A copy of that folder."""
+    shutil.copytree(finished / "runs", tmp_path / "runs")
+    return tmp_path
+
+
+def test_a_sweep_makes_a_run_folder_for_each_seed(tmp_path, dataset):
+    ended = run(*train(dataset, "trainer.max_epochs=1"), "-m", "seed=1,2", folder=tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    folders = sorted((tmp_path / "runs" / "default").iterdir())
+    assert sorted(json.loads((f / "model" / "model.json").read_text())["training"]["seed"] for f in folders) == [1, 2]
+    assert weights(folders[0]) != weights(folders[1])
+
+
+def test_two_runs_started_together_have_folders_of_their_own_and_the_same_weights(tmp_path, dataset):
+    together = [start(*train(dataset, "trainer.max_epochs=1"), folder=tmp_path) for _ in range(2)]
+    assert [started.end().code for started in together] == [0, 0]
+    first, second = sorted((tmp_path / "runs" / "default").iterdir())
+    assert weights(first) == weights(second)
+
+
+def test_the_same_run_again_says_finished_and_changes_nothing(again, dataset):
+    before = stamps(again / "runs")
+    ended = run(*train(dataset, "run.id=r", "trainer.max_epochs=4"), folder=again)
+    assert (ended.code, ended.err) == (0, "")
+    assert "is finished" in ended.out
+    assert stamps(again / "runs") == before
+
+
+def test_the_same_run_with_another_loss_is_refused_with_both_values(again, dataset):
+    before = stamps(again / "runs")
+    ended = run(*train(dataset, "run.id=r", "trainer.max_epochs=5", "loss.gamma=1.25"), folder=again)
+    assert_refused(ended, 2, "loss.gamma: 2.0 then, 1.25 now")
+    assert stamps(again / "runs") == before
+
+
+def test_a_run_folder_may_be_reached_by_another_path(again, dataset):
+    ended = run(*train(dataset, "run.id=r", "trainer.max_epochs=4", f"paths.runs={again / 'runs'}"), folder=again)
+    assert ended.code == 0
+    assert "is finished" in ended.out
+
+
+def test_an_interrupted_run_goes_on_to_the_weights_of_an_uninterrupted_one(finished, tmp_path, dataset):
+    folder = tmp_path / "runs" / "default" / "r"
+    words = train(dataset, "run.id=r", "trainer.max_epochs=4")
+    started = start(*words, folder=tmp_path)
+    deadline = time.monotonic() + 60
+    while not (folder / "checkpoints" / "last.pt").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    started.process.terminate()
+    ended = started.end()
+    assert (ended.code, ended.err) == (143, "terminated\n")
+    assert not list(tmp_path.rglob("*.part"))
+    assert not (folder / "model").exists()
+    assert 1 <= torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["epoch"] < 4
+
+    ended = run(*words, folder=tmp_path)
+    assert (ended.code, ended.err) == (0, "")
+    assert "continuing after epoch" in ended.out
+    whole = finished / "runs" / "default" / "r"
+    assert weights(folder) == weights(whole)
+    assert epochs(folder) == [1, 2, 3, 4]
+    for split in ("validation", "test"):
+        assert (folder / split / "evaluation.json").read_bytes() == (whole / split / "evaluation.json").read_bytes()
+
+
+def test_more_epochs_continue_a_finished_run(again, dataset):
+    folder = again / "runs" / "default" / "r"
+    ended = run(*train(dataset, "run.id=r", "trainer.max_epochs=5"), folder=again)
+    assert (ended.code, ended.err) == (0, "")
+    assert "continuing after epoch 4" in ended.out
+    assert epochs(folder) == [1, 2, 3, 4, 5]
+    assert json.loads((folder / "model" / "model.json").read_text())["training"]["num_epochs"] == 5
+    assert "max_epochs: 5\n" in (folder / "config.yaml").read_text()
+
+
+def test_a_run_whose_last_report_is_missing_is_not_finished(again, dataset):
+    """As after a kill between training and the reports: they are written, the weights stay."""
+    folder = again / "runs" / "default" / "r"
+    before = weights(folder)
+    (folder / "test" / "report.html").unlink()
+    ended = run(*train(dataset, "run.id=r", "trainer.max_epochs=4"), folder=again)
+    assert ended.code == 0
+    assert "is finished" not in ended.out
+    assert (folder / "test" / "report.html").is_file()
+    assert weights(folder) == before
+
+
+def test_a_metrics_file_that_is_a_row_short_is_completed(again, dataset):
+    """As after a kill between the last checkpoint and metrics.csv."""
+    folder = again / "runs" / "default" / "r"
+    lines = (folder / "metrics.csv").read_text().splitlines(keepends=True)
+    (folder / "metrics.csv").write_text("".join(lines[:-1]))
+    shutil.rmtree(folder / "model")
+    assert run(*train(dataset, "run.id=r", "trainer.max_epochs=4"), folder=again).code == 0
+    assert epochs(folder) == [1, 2, 3, 4]
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(again, dataset):
+    path = again / "runs" / "default" / "r" / "checkpoints" / "last.pt"
+    path.write_bytes(path.read_bytes()[:1000])
+    ended = run(*train(dataset, "run.id=r", "trainer.max_epochs=5"), folder=again)
+    assert_refused(ended, 4, "last.pt' is damaged", "Remove it")
+
+
+def test_without_validation_the_last_epoch_is_kept_also_after_more_epochs(tmp_path, dataset):
+    content = json.loads(dataset.read_text("utf-8"))
+    content |= {"validation": [], "test": []}
+    (tmp_path / "few.json").write_text(json.dumps(content))
+    words = ["train", *TINY, "data.dataset=few.json", f"data.root={dataset.parent}", "run.id=r"]
+    for max_epochs in (1, 2):
+        ended = run(*words, f"trainer.max_epochs={max_epochs}", folder=tmp_path)
+        assert (ended.code, ended.err) == (0, "")
+        card = json.loads((tmp_path / "runs" / "default" / "r" / "model" / "model.json").read_text())
+        assert card["training"]["epoch"] == max_epochs
+        assert card["operating_points"][0]["source"] == "default"

@@ -1,0 +1,146 @@
+"""Every file in conf/ is composed, checked and built; none is forgotten."""
+
+import functools
+import inspect
+import json
+import sys
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from medfocal import config
+from medfocal.data.manifest import read_manifest
+from medfocal.data.transforms import Augmentation, Preprocessing, random_transforms
+from medfocal.evaluate import Protocol
+from medfocal.infer.window import choose_device
+
+CONF = config.conf_directory()
+FILES = {path.relative_to(CONF) for path in CONF.rglob("*") if path.is_file()}
+DATASETS = sorted(path for path in FILES if path.parts[0] == "datasets")
+NEEDED = {
+    "train": ["data.dataset=d.json"],
+    "predict": ["model=m", "input=i", "output=o"],
+    "evaluate": ["output=o"],
+    "phantom": ["output=o"],
+    "check": ["data.dataset=d.json"],
+    "info": [],
+}
+# The groups that other verbs than train have too are chosen in these as well.
+SHARED = {"paths": [(verb, "paths") for verb in config.VERBS], "evaluate": [("evaluate", "evaluate@protocol")]}
+
+
+def compositions():
+    """Verb and overrides: each verb as it is, and each file of each group in a verb that has the group."""
+    for verb in config.VERBS:
+        yield verb, NEEDED[verb]
+    for path in sorted(FILES):
+        if path.suffix != ".yaml" or len(path.parts) == 1:
+            continue
+        group, choice = path.parent.as_posix(), path.stem
+        for verb, key in [("train", group), *SHARED.get(group, [])]:
+            extra = ["data.root=r"] if group == "experiment" and choice != "quickstart" else []
+            extra += NEEDED[verb] if group != "experiment" else []
+            yield verb, [f"{key}={choice}", *extra]
+
+
+def names(pair):
+    return "-".join([pair[0], *pair[1][:1]])
+
+
+ALL = list(compositions())
+opened = set()
+listening = False
+
+
+def _note(event, arguments):
+    if listening and event == "open" and isinstance(arguments[0], str):
+        opened.add(arguments[0])
+
+
+sys.addaudithook(_note)
+
+
+@functools.cache
+def composed(verb, *overrides):
+    """The configuration; which files were opened for it is noted."""
+    global listening  # noqa: PLW0603  an audit hook cannot be taken away, so it must be told when to listen
+    listening = True
+    try:
+        return config.compose(verb, overrides)
+    finally:
+        listening = False
+
+
+def test_every_file_of_conf_is_read_by_one_of_these_tests(tmp_path):
+    for verb, overrides in ALL:
+        composed(verb, *overrides)
+    reached = {path for path in FILES if str(CONF / path) in opened}
+    reached |= {read_shipped_dataset(path, tmp_path).path.relative_to(CONF) for path in DATASETS}
+    assert len(reached) == len(FILES), f"not reached: {sorted(map(str, FILES - reached))}"
+
+
+def read_shipped_dataset(path, root):
+    """Read a manifest of public data, with empty files in place of the images."""
+    content = json.loads((CONF / path).read_text("utf-8"))
+    for entry in (entry for split in ("training", "validation", "test") for entry in content[split]):
+        for name in (entry["image"], entry["label"]):
+            (root / name).touch()
+    return read_manifest(CONF / path, root=root)
+
+
+@pytest.mark.parametrize("pair", ALL, ids=names)
+def test_it_is_checked_and_built(pair):
+    values = config.check(composed(pair[0], *pair[1]))
+    if pair[0] == "evaluate":
+        assert isinstance(config.construct("protocol", values["protocol"]), Protocol)
+    if pair[0] != "train":
+        return
+    loss = config.build("loss", values["loss"])
+    assert torch.isfinite(loss(torch.zeros(1, 2, 4, 3, 2), torch.ones(1, 4, 3, 2, dtype=torch.long)))
+    network = config.build("network", values["network"])(in_channels=1, out_channels=2)
+    optimizer = config.build("optimizer", values["optimizer"])(network.parameters())
+    assert optimizer.param_groups[0]["lr"] > 0
+    assert 0 <= config.build("schedule", values["schedule"])(0.5) <= 1
+    assert isinstance(config.construct("transforms", values["transforms"]), Preprocessing)
+    augmentation = config.construct("transforms.augment", values["transforms"]["augment"])
+    assert isinstance(augmentation, Augmentation)
+    assert random_transforms(augmentation)
+    assert isinstance(config.construct("evaluate", values["evaluate"]), Protocol)
+    assert choose_device(values["device"])
+
+
+@pytest.mark.parametrize("pair", [pair for pair in ALL if pair[0] == "train"], ids=names)
+def test_the_yaml_names_exactly_the_arguments_of_its_constructor(pair):
+    values = OmegaConf.to_container(composed(pair[0], *pair[1]))
+    for group in ("loss", "network", "schedule"):
+        target = config.resolve_target(group, values[group])
+        wanted = set(inspect.signature(target).parameters) - {"in_channels", "out_channels"}
+        assert set(values[group]) - {"_target_"} == wanted
+    assert set(values["transforms"]) - {"augment"} == set(inspect.signature(Preprocessing).parameters)
+    assert set(values["transforms"]["augment"]) == set(inspect.signature(Augmentation).parameters)
+    fixed = {"hit_rule", "assignment", "duplicates"}
+    assert set(values["evaluate"]) == set(inspect.signature(Protocol).parameters) - fixed
+
+
+@pytest.mark.parametrize("path", DATASETS, ids=str)
+def test_a_shipped_dataset_can_be_read_and_leaves_a_test_split(path, tmp_path):
+    manifest = read_shipped_dataset(path, tmp_path)
+    assert manifest.split("training")
+    assert manifest.split("test")
+
+
+def test_an_experiment_wins_over_the_groups_and_bears_its_own_name():
+    for path in sorted(path for path in FILES if path.parts[0] == "experiment"):
+        conf = config.compose("train", [f"experiment={path.stem}"])
+        assert conf.experiment == path.stem
+        assert "?" in (CONF / path).read_text("utf-8").split("defaults:")[0], "it opens with its question"
+    assert config.compose("train", ["experiment=quickstart"]).trainer.validate_every == 2
+
+
+def test_every_verb_has_a_schema_a_file_and_a_function():
+    from medfocal.cli import DESCRIPTION, FUNCTIONS
+
+    roots = {path.stem for path in FILES if len(path.parts) == 1} - {"common"}
+    assert set(config.VERBS) == roots == set(config.SCHEMAS) == set(FUNCTIONS)
+    assert all(f"\n  {verb} " in DESCRIPTION for verb in config.VERBS)

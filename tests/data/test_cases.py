@@ -1,0 +1,147 @@
+"""One case: its files are read, held against each other, and refused with its name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from medfocal.data.cases import clean_image, empty_grid, read_case
+from medfocal.data.manifest import Case
+from medfocal.errors import DatasetError, GeometryError, InputError
+from medfocal.volume import Volume, write_volume
+
+SHAPE = (12, 10, 8)
+AFFINE = np.array([[-0.5, 0, 0, 31], [0, -1, 0, 17], [0, 0, 3, -42], [0, 0, 0, 1.0]])
+LABELS = {0: "background", 1: "lesion"}
+
+
+def body():
+    """A body of intensities around 100 in air of 0, away from every face."""
+    image = np.zeros(SHAPE, np.float32)
+    image[2:10, 2:8, 1:7] = np.random.default_rng(0).normal(100, 10, (8, 6, 6))
+    return image
+
+
+def stored(folder, name, array, affine=AFFINE):
+    write_volume(folder / f"{name}.nii.gz", Volume(array, affine))
+    return folder / f"{name}.nii.gz"
+
+
+def case(images, label=None):
+    return Case("c1", "p1", "training", tuple(images), label)
+
+
+def test_images_are_stacked_as_channels_and_the_label_is_kept(tmp_path):
+    lesion = np.zeros(SHAPE, np.uint8)
+    lesion[4:6, 4:6, 3] = 1
+    second = (body() * 7).astype(np.int16)
+    images = [stored(tmp_path, "a", body()), stored(tmp_path, "b", second)]
+    found = read_case(case(images, stored(tmp_path, "l", lesion)), LABELS)
+    assert found.image.dtype == np.float32
+    np.testing.assert_array_equal(found.image, np.stack([body(), second]))
+    np.testing.assert_array_equal(found.label, lesion)
+    assert found.label.dtype == np.int16
+    np.testing.assert_array_equal(found.grid.affine, AFFINE)
+
+
+def test_a_case_to_predict_has_no_label(tmp_path):
+    assert read_case(case([stored(tmp_path, "a", body())]), {}).label is None
+
+
+def test_the_kept_grid_has_the_shape_and_takes_no_memory():
+    grid = empty_grid(Volume(body(), AFFINE))
+    assert grid.shape == SHAPE
+    assert grid.array.strides == (0, 0, 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_outside_the_body_becomes_0(value):
+    image = body()
+    image[image == 0] = value
+    np.testing.assert_array_equal(clean_image(image, "case"), body())
+
+
+def test_nan_in_air_of_0_becomes_0_though_it_does_not_touch_the_border():
+    image = body()
+    image[1, 4, 4] = np.nan
+    np.testing.assert_array_equal(clean_image(image, "case"), body())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_inside_the_body_is_refused_with_its_voxel(value):
+    image = body()
+    image[5, 4, 3] = image[5, 4, 4] = value
+    with pytest.raises(InputError, match=r"case holds 2 voxels that are NaN or infinite .* first at \(5, 4, 3\)"):
+        clean_image(image, "case")
+
+
+def test_a_hole_that_reaches_the_border_only_across_a_corner_is_inside():
+    image = np.full(SHAPE, 5.0)
+    image[0, 0, 0] = 0
+    image[1, 1, 0] = image[1, 1, 1] = 0  # (1, 1, 0) is on the border itself
+    image[2, 2, 1] = np.nan  # touches (1, 1, 1) by an edge only
+    with pytest.raises(InputError, match=r"\(2, 2, 1\)"):
+        clean_image(image, "case")
+
+
+@pytest.mark.parametrize("value", [0, 7, -1000.5])
+def test_a_constant_image_is_refused(value):
+    with pytest.raises(InputError, match=rf"case is constant: every voxel is {value}"):
+        clean_image(np.full(SHAPE, value), "case")
+
+
+def test_nothing_but_nan_is_a_constant_image():
+    with pytest.raises(InputError, match="is constant: every voxel is 0"):
+        clean_image(np.full(SHAPE, np.nan), "case")
+
+
+def test_the_given_array_is_not_changed():
+    image = body()
+    image[0, 0, 0] = np.nan
+    clean_image(image, "case")
+    assert np.isnan(image[0, 0, 0])
+
+
+def test_faults_of_a_file_name_the_case_and_the_file(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"case 'c1': the file '.*a\.nii\.gz'"):
+        read_case(case([tmp_path / "a.nii.gz"]), LABELS)
+    bad = body()
+    bad[5, 4, 3] = np.nan
+    with pytest.raises(InputError, match=r"case 'c1': '.*b\.nii\.gz' holds 1 voxels"):
+        read_case(case([stored(tmp_path, "b", bad)]), LABELS)
+
+
+def test_a_faulty_label_keeps_its_kind_of_error_and_names_the_case(tmp_path):
+    half = np.zeros(SHAPE, np.float32)
+    half[1, 2, 3] = 0.5
+    with pytest.raises(InputError, match=r"case 'c1': the label file '.*l\.nii\.gz' holds 0\.5 at voxel \(1, 2, 3\)"):
+        read_case(case([stored(tmp_path, "a", body())], stored(tmp_path, "l", half)), LABELS)
+
+
+def moved(mm):
+    affine = AFFINE.copy()
+    affine[2, 3] += mm
+    return affine
+
+
+def test_label_and_image_4_micrometres_apart_are_one_grid_and_5_mm_are_not(tmp_path):
+    image, lesion = stored(tmp_path, "a", body()), np.zeros(SHAPE, np.uint8)
+    assert read_case(case([image], stored(tmp_path, "l", lesion, moved(0.004))), LABELS).label is not None
+    with pytest.raises(GeometryError, match=r"case 'c1': label and image grids differ: origin .* 5 mm apart"):
+        read_case(case([image], stored(tmp_path, "m", lesion, moved(5))), LABELS)
+
+
+def test_channels_on_different_grids_are_refused_with_both_files(tmp_path):
+    images = [stored(tmp_path, "a", body()), stored(tmp_path, "b", body()[:-1])]
+    with pytest.raises(
+        GeometryError, match=r"'.*a\.nii\.gz' and '.*b\.nii\.gz' differ: shape \(12, 10, 8\) and \(11, 10, 8\) voxels"
+    ):
+        read_case(case(images), LABELS)
+
+
+def test_label_values_that_the_dataset_does_not_name_are_refused(tmp_path):
+    lesion = np.zeros(SHAPE, np.uint8)
+    lesion[4, 4, 3], lesion[5, 4, 3] = 255, 2
+    with pytest.raises(DatasetError, match=r"case 'c1': .* holds 2, 255, which .* it names 0 \(background\), 1 \(les"):
+        read_case(case([stored(tmp_path, "a", body())], stored(tmp_path, "l", lesion)), LABELS)

@@ -1,0 +1,202 @@
+"""dataset.json: what it says, and every reason to refuse it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from medfocal.data.manifest import read_manifest
+from medfocal.errors import DatasetError, InputError
+
+
+def entry(name, patient=None, **more):
+    return {"image": f"{name}.nii.gz", "label": f"{name}_label.nii.gz", "patient": patient or f"p_{name}", **more}
+
+
+def content(**more):
+    return {
+        "name": "Rare",
+        "channel_names": {"0": "FLAIR"},
+        "labels": {"0": "background", "1": "lesion"},
+        "training": [entry("a"), entry("b")],
+        "validation": [entry("c")],
+        "test": [entry("d")],
+        **more,
+    }
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Writes a manifest, and an empty file for every path in it: `dataset(content, missing=[...])`."""
+
+    def write(values, missing=()):
+        path = tmp_path / "dataset.json"
+        path.write_text(json.dumps(values), encoding="utf-8")
+        for split in ("training", "validation", "test"):
+            for item in values.get(split, []):
+                item = {"image": item} if isinstance(item, str) else item
+                files = item["image"] if isinstance(item["image"], list) else [item["image"]]
+                for name in (*files, item.get("label"), *item.get("annotations", [])):
+                    if name and name not in missing:
+                        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                        (tmp_path / name).write_bytes(b"")
+        return path
+
+    return write
+
+
+def test_cases_channels_and_labels_are_read_in_order(dataset, tmp_path):
+    values = content(channel_names={"10": "c", "2": "b", "0": "a"})
+    images = ["x_0.nii.gz", "x_1.nii.gz", "x_2.nii.gz"]
+    values["training"] = [{"image": images, "label": "x.nii.gz", "annotations": ["r1.nii", "r2.nii"], "case": "x"}]
+    values["validation"], values["test"] = [], []
+    manifest = read_manifest(dataset(values))
+    assert manifest.name == "Rare"
+    assert manifest.channels == ("a", "b", "c")  # by number, not by text
+    assert manifest.labels == {0: "background", 1: "lesion"}
+    (case,) = manifest.split("training")
+    assert (case.name, case.patient, case.split) == ("x", "x", "training")
+    assert case.images == tuple(tmp_path / name for name in images)
+    assert case.label == tmp_path / "x.nii.gz"
+    assert case.annotations == (tmp_path / "r1.nii", tmp_path / "r2.nii")
+
+
+def test_a_case_is_named_for_its_image_unless_it_has_a_name(dataset):
+    values = content(training=[entry("sub/a"), entry("b", case=7, patient=12)], validation=[], test=[])
+    names = [(case.name, case.patient) for case in read_manifest(dataset(values)).cases]
+    assert names == [("a", "p_sub/a"), ("7", "12")]
+
+
+def test_test_cases_may_do_without_a_label_and_may_be_plain_paths(dataset):
+    manifest = read_manifest(dataset(content(test=["d.nii.gz", {"image": "e.nii.gz"}])))
+    assert [(case.name, case.label) for case in manifest.split("test")] == [("d", None), ("e", None)]
+
+
+def test_modality_of_the_decathlon_names_the_channels(dataset):
+    values = content(modality={"0": "MRI"})
+    del values["channel_names"]
+    assert read_manifest(dataset(values)).channels == ("MRI",)
+
+
+def test_root_says_where_the_paths_start(dataset, tmp_path):
+    path = dataset(content())
+    elsewhere = tmp_path / "conf" / "dataset.json"
+    elsewhere.parent.mkdir()
+    path.rename(elsewhere)
+    assert len(read_manifest(elsewhere, root=tmp_path).cases) == 4
+    with pytest.raises(DatasetError, match="8 files named in .* do not exist"):
+        read_manifest(elsewhere)
+
+
+def test_a_patient_in_two_splits_is_refused(dataset):
+    values = content(validation=[entry("c", "p_a")], test=[entry("d", "p_b")])
+    with pytest.raises(
+        DatasetError, match=r"2 patients are in more than one of 'training', 'validation', 'test': p_a, p_b\. Split by"
+    ):
+        read_manifest(dataset(values))
+
+
+def test_a_case_without_a_patient_is_its_own_patient_and_can_still_collide(dataset):
+    values = content(validation=[{"image": "c.nii.gz", "label": "c_l.nii.gz", "case": "c", "patient": "a"}])
+    del values["training"][0]["patient"]
+    with pytest.raises(DatasetError, match="1 patient is in more than one of 'training', 'validation': a"):
+        read_manifest(dataset(values))
+
+
+def test_two_cases_of_a_patient_in_one_split_are_welcome(dataset):
+    assert len(read_manifest(dataset(content(training=[entry("a", "p"), entry("b", "p")]))).cases) == 4
+
+
+def test_a_case_listed_twice_is_refused_even_across_splits_and_folders(dataset):
+    with pytest.raises(DatasetError, match="lists a more than once"):
+        read_manifest(dataset(content(validation=[entry("other/a", "q")])))
+
+
+def test_missing_files_are_all_named_up_to_ten(dataset):
+    with pytest.raises(DatasetError, match=r"1 file named in .* does not exist:\n    case 'b': '.*b_label\.nii\.gz'"):
+        read_manifest(dataset(content(), missing=["b_label.nii.gz"]))
+    many = content(training=[entry(f"t{n:02d}") for n in range(12)])
+    with pytest.raises(DatasetError, match=r"(?s)12 files .*t09_label.*… and 2 more"):
+        read_manifest(dataset(many, missing=[f"t{n:02d}_label.nii.gz" for n in range(12)]))
+    with pytest.raises(DatasetError, match="r1"):
+        read_manifest(dataset(content(test=[entry("z", annotations=["r1.nii"])]), missing=["r1.nii"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": [], "validation": [], "test": []}, "lists no case"),
+        ({"training": {"a": 1}}, "'training' must be a list of cases, got dict"),
+        ({"training": [5]}, "entry 1 of 'training': an object with 'image' is expected, got 5"),
+        ({"training": [{"label": "a"}]}, "an object with 'image' is expected"),
+        ({"training": [{"image": 3, "label": "a"}]}, "must be paths"),
+        ({"training": [{"image": "a", "label": ["a"]}]}, "must be paths"),
+        ({"training": [{"image": "a", "label": "a", "annotations": "r.nii"}]}, "must be paths"),
+        ({"training": [{"image": "a", "label": "a", "annotations": [None]}]}, "must be paths"),
+        ({"training": [{"image": ["a", "b"], "label": "a"}]}, "2 images where the dataset has 1 channels"),
+        ({"training": [{"image": [], "label": "a"}]}, "0 images where the dataset has 1 channels"),
+        ({"training": [{"image": "a.nii"}]}, "'label' is missing; only test cases may do without"),
+        ({"validation": [{"image": "a.nii", "label": None}]}, "entry 1 of 'validation': 'label' is missing"),
+        ({"labels": {"0": "background"}}, r"without gaps, got \[0\]"),
+        ({"labels": {"0": "background", "2": "lesion"}}, r"without gaps, got \[0, 2\]"),
+        ({"labels": {"1": "lesion", "2": "cyst"}}, r"without gaps, got \[1, 2\]"),
+        ({"labels": {"background": 0, "lesion": 1}}, "no usable 'labels'"),
+        ({"labels": {"0": "b", "1": "l", "01": "m"}}, "no usable 'labels'"),
+        ({"labels": {"0": "b", "²": "l"}}, "no usable 'labels'"),
+        ({"labels": {"0": "b", "9" * 5000: "l"}}, "no usable 'labels'"),
+        ({"labels": ["background", "lesion"]}, "no usable 'labels'"),
+        ({"channel_names": {}}, "no usable 'channel_names'"),
+        ({"channel_names": "FLAIR"}, "no usable 'channel_names'"),
+        ({"training": [entry("a", case=None)]}, "'case' must be a name, got None"),
+        ({"training": [entry("a", case="")]}, "'case' must be a name, got ''"),
+        ({"training": [entry("a", case={"x": 1})]}, "'case' must be a name"),
+        ({"training": [entry("a", case=True)]}, "'case' must be a name, got True"),
+        ({"training": [{"image": "a.nii", "label": "a", "patient": None}]}, "'patient' must be a name, got None"),
+        ({"training": [{"image": "a.nii", "label": "a", "patient": " "}]}, "'patient' must be a name, got ' '"),
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, change, message):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(content(**change)))
+    with pytest.raises(DatasetError, match=message):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/passwd", "/etc/passwd", "..", ".hidden", "a\\b", "a\nb", "a\0b", "a\x1b[2J", "a\u202eb", "n" * 300],
+)
+def test_a_case_name_that_would_be_no_plain_file_name_is_refused(tmp_path, name):
+    path = tmp_path / "dataset.json"
+    path.write_text(json.dumps(content(training=[entry("a", case=name)])))
+    with pytest.raises(DatasetError, match="a case name becomes a file name, so .* cannot be one"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("name", ["sub-01_ses-2", "Jänner 2", "患者7", "a.b", "-rf", "$(id)", "a;b"])
+def test_an_unusual_but_possible_case_name_is_welcome(dataset, name):
+    assert read_manifest(dataset(content(test=[entry("d", case=name)]))).split("test")[0].name == name
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"\xff\xfe{}", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[]", "holds a list"),
+        (b"null", "holds a NoneType"),
+    ],
+)
+def test_what_is_no_json_object_is_an_input_error(tmp_path, data, message):
+    (tmp_path / "dataset.json").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        read_manifest(tmp_path / "dataset.json")
+
+
+def test_a_missing_dataset_file_and_a_folder_are_input_errors(tmp_path):
+    for path in (tmp_path / "dataset.json", tmp_path):
+        with pytest.raises(InputError, match=r"does not exist. Set data\.dataset"):
+            read_manifest(path)

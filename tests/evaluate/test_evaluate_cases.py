@@ -1,0 +1,237 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from lesion_cases import AFFINE, LESION_CASES, bar, fill
+
+from medfocal.errors import DatasetError
+from medfocal.evaluate import Protocol, evaluate_case, evaluate_cases
+
+
+def result_of(name, lesions, candidates, patient=None):
+    reference = fill([(box, 1) for box in lesions]) != 0
+    return evaluate_case(reference, fill(candidates), AFFINE, case=name, patient=patient)
+
+
+def two_cases():
+    """One lesion found at .9, one at .3, one missed; a false candidate at .6 and, without lesions, one at .8."""
+    small = ((9, 11), (8, 9), (6, 7))
+    first = result_of("a", [bar(1, 3), bar(6, 9), small], [(bar(1, 3), 0.9), (bar(8, 11), 0.3), (bar(4, 5), 0.6)])
+    return [first, result_of("b", [], [(bar(1, 3), 0.8)])]
+
+
+def test_counts_are_of_candidates_at_or_above_the_threshold():
+    evaluation = evaluate_cases(two_cases(), Protocol(threshold=0.6))
+    assert (evaluation.num_cases, evaluation.num_patients, evaluation.num_lesions) == (2, 2, 3)
+    assert evaluation.num_detected_lesions == evaluation.num_true_candidates == 1
+    assert (evaluation.num_candidates, evaluation.num_false_candidates) == (3, 2)
+
+
+def test_another_threshold_needs_no_second_look_at_the_images():
+    assert evaluate_cases(two_cases(), Protocol(threshold=0.3)).num_detected_lesions == 2
+    assert evaluate_cases(two_cases(), Protocol(threshold=0.85)).num_false_candidates == 0
+
+
+def test_rates_have_the_numerators_and_denominators_of_the_counts():
+    evaluation = evaluate_cases(two_cases(), Protocol(threshold=0.6))
+    for rate, numerator, denominator in (
+        (evaluation.lesion_sensitivity, 1, 3),
+        (evaluation.lesion_precision, 1, 3),
+        (evaluation.lesion_f1, 2, 6),
+        (evaluation.false_positives_per_case, 2, 2),
+    ):
+        assert (rate.numerator, rate.denominator) == (numerator, denominator)
+        assert rate.value == pytest.approx(numerator / denominator)
+    assert evaluation.false_positives_per_litre.value == pytest.approx(2 / (2 * 960 * 1.5e-6))
+
+
+def test_case_without_lesions_counts_for_false_candidates_only():
+    free = result_of("free", [], [(((2 * n, 2 * n + 1), (0, 1), (0, 1)), 0.9) for n in range(6)])
+    both = evaluate_cases([result_of("found", [bar(1, 3)], [(bar(1, 3), 0.9)]), free])
+    assert both.num_false_candidates == 6
+    assert both.false_positives_per_case.value == 3
+    assert (both.lesion_sensitivity.value, both.lesion_sensitivity.num_patients) == (1, 1)
+    assert both.false_positives_per_case.num_patients == 2
+
+
+def test_macro_sensitivity_is_the_mean_over_patients_with_lesions():
+    many = [((2 * n, 2 * n + 1), (0, 1), (0, 1)) for n in range(6)]
+    results = [
+        result_of("a", many, [(box, 0.9) for box in many], "p1"),
+        result_of("b", [bar(1, 3)], [], "p2"),
+        result_of("c", [], [], "p3"),
+    ]
+    evaluation = evaluate_cases(results)
+    assert evaluation.lesion_sensitivity.value == pytest.approx(6 / 7)
+    assert evaluation.lesion_sensitivity_macro.value == 0.5
+
+
+def test_two_cases_of_a_patient_are_one_patient():
+    results = [result_of("a", [bar(1, 3)], [(bar(1, 3), 0.9)], "p"), result_of("b", [bar(1, 3)], [], "p")]
+    evaluation = evaluate_cases(results)
+    assert (evaluation.num_cases, evaluation.num_patients) == (2, 1)
+    assert evaluation.lesion_sensitivity.deff == 1
+    assert "one patient" in evaluation.lesion_sensitivity.method
+    assert evaluation.lesion_sensitivity_macro.denominator == 1
+    assert evaluation.false_positives_per_case.denominator == 2
+
+
+def test_interval_is_there_for_three_cases_with_one_lesion():
+    results = [result_of("a", [bar(1, 3)], [(bar(1, 3), 0.9)]), result_of("b", [], []), result_of("c", [], [])]
+    sensitivity = evaluate_cases(results).lesion_sensitivity
+    assert (sensitivity.low, sensitivity.high) == (pytest.approx(0.025), 1)
+
+
+def test_voxel_dice_is_of_all_voxels_of_the_candidates_that_count():
+    """Reference 8 + 12 + 2 voxels; at .6 the candidates have 8 + 4 + 0 in it of 8 + 4: 2 * 8 / (22 + 12)."""
+    evaluation = evaluate_cases(two_cases(), Protocol(threshold=0.6))
+    assert evaluation.cases[0]["voxel_dice"] == pytest.approx(16 / 34)
+    assert evaluation.cases[1]["voxel_dice"] == 0
+    assert evaluation.voxel_dice.mean == pytest.approx(8 / 34)
+    # At .3 bar(8, 11) adds 12 voxels, 4 of them in bar(6, 9).
+    assert evaluate_cases(two_cases(), Protocol(threshold=0.3)).cases[0]["voxel_dice"] == pytest.approx(24 / 46)
+
+
+def test_voxel_dice_counts_every_lesion_that_a_candidate_lies_on():
+    """bar(1, 8) has 28 voxels, 8 and 12 of them in the two lesions it merges: 2 * 20 / (20 + 28)."""
+    evaluation = evaluate_cases([result_of("a", [bar(1, 3), bar(5, 8)], [(bar(1, 8), 0.9)])])
+    assert evaluation.cases[0]["voxel_dice"] == pytest.approx(40 / 48)
+
+
+def test_voxel_dice_of_two_empty_masks_is_undefined_and_listed():
+    evaluation = evaluate_cases([result_of("empty", [], []), result_of("a", [bar(1, 3)], [(bar(1, 3), 0.9)])])
+    assert (evaluation.voxel_dice.mean, evaluation.voxel_dice.num_cases) == (1, 1)
+    assert evaluation.voxel_dice.num_undefined == 1
+    assert ("voxel_dice", "case 'empty'") in [(line.what, line.where) for line in evaluation.undefined]
+
+
+def test_without_any_lesion_sensitivity_is_nan_and_listed_and_false_candidates_are_counted():
+    evaluation = evaluate_cases([result_of("a", [], [(bar(1, 3), 0.9)])])
+    assert math.isnan(evaluation.lesion_sensitivity.value)
+    assert math.isnan(evaluation.froc.cpm)
+    assert evaluation.false_positives_per_case.value == 1
+    listed = {line.what: line.why for line in evaluation.undefined}
+    assert listed["lesion_sensitivity"] == listed["lesion_sensitivity_macro"] == "there is no lesion"
+    assert any(what.startswith("froc: lesion_sensitivity") for what in listed)
+
+
+def test_without_any_candidate_precision_is_nan_and_listed_and_sensitivity_is_0():
+    evaluation = evaluate_cases([result_of("a", [bar(1, 3)], [])])
+    assert math.isnan(evaluation.lesion_precision.value)
+    assert (evaluation.lesion_sensitivity.value, evaluation.froc.cpm) == (0, 0)
+    assert "lesion_precision" in [line.what for line in evaluation.undefined]
+
+
+def test_rate_at_which_no_candidate_may_count_has_its_missing_threshold_listed():
+    evaluation = evaluate_cases([result_of("a", [bar(6, 8)], [(bar(1, 3), 0.9), (bar(6, 8), 0.3)])])
+    wheres = [line.where for line in evaluation.undefined if line.what == "froc: threshold"]
+    assert wheres == [f"{rate} false positives per case" for rate in ("0.125", "0.25", "0.5")]
+
+
+def test_everything_empty_is_nan_without_an_error():
+    evaluation = evaluate_cases([result_of("a", [], [])])
+    listed = {line.what for line in evaluation.undefined}
+    assert {"lesion_sensitivity", "lesion_precision", "lesion_f1", "voxel_dice: mean and median"} <= listed
+    assert evaluation.false_positives_per_case.value == 0
+
+
+def test_no_case_is_refused():
+    with pytest.raises(DatasetError, match="there is no case to evaluate"):
+        evaluate_cases([])
+
+
+def test_case_given_twice_is_refused_by_name():
+    with pytest.raises(DatasetError, match="1 cases were given more than once: a"):
+        evaluate_cases([result_of("a", [], []), result_of("b", [], []), result_of("a", [], [])])
+
+
+def test_result_of_another_rule_is_refused():
+    with pytest.raises(ValueError, match="case 'a' was evaluated by other rules"):
+        evaluate_cases([result_of("a", [], [])], Protocol(connectivity=6))
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_rows_add_up_to_the_counts(threshold):
+    results = [evaluate_case(case.reference, case.probability, AFFINE, case=case.name) for case in LESION_CASES]
+    evaluation = evaluate_cases(results, Protocol(threshold=threshold))
+    detected = [row for row in evaluation.lesions if row["detected"]]
+    counted = [row for row in evaluation.candidates if row["above_threshold"]]
+    assert len(evaluation.lesions) == evaluation.num_lesions
+    assert len(detected) == evaluation.num_detected_lesions
+    assert len(counted) == evaluation.num_candidates
+    assert sum(row["true"] for row in counted) == evaluation.num_true_candidates
+    for name in ("num_lesions", "num_detected_lesions", "num_candidates", "num_false_candidates"):
+        assert sum(row[name] for row in evaluation.cases) == getattr(evaluation, name)
+    # The two tables tell of the same pairs.
+    pairs = {(row["case"], row["lesion"], row["candidate"]) for row in detected}
+    assert pairs == {(row["case"], row["lesion"], row["candidate"]) for row in counted if row["true"]}
+
+
+def test_threshold_of_a_froc_point_gives_its_sensitivity_and_no_more_false_candidates():
+    results = [evaluate_case(case.reference, case.probability, AFFINE, case=case.name) for case in LESION_CASES]
+    points = evaluate_cases(results, Protocol(false_positive_rates=(0.2, 0.3, 0.5))).froc.points
+    for point in points:
+        at_threshold = evaluate_cases(results, Protocol(threshold=point.threshold))
+        assert point.lesion_sensitivity == at_threshold.lesion_sensitivity.value
+        assert at_threshold.false_positives_per_case.value <= point.false_positives_per_case
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    arrays(bool, (6, 5, 4)),
+    arrays(np.float64, (6, 5, 4), elements=st.integers(0, 40).map(lambda n: (n / 40) ** 4)),
+    st.permutations([0, 1, 2]),
+    st.sets(st.sampled_from([0, 1, 2])),
+)
+def test_turning_both_maps_changes_no_count(reference, probability, axes, flipped):
+    def turn(array):
+        return np.flip(array, tuple(flipped)).transpose(axes)
+
+    plain = evaluate_cases([evaluate_case(reference, probability, np.eye(4), case="a")])
+    turned = evaluate_cases([evaluate_case(turn(reference), turn(probability), np.eye(4), case="a")])
+    np.testing.assert_equal(turned.to_dict()["froc"], plain.to_dict()["froc"])
+    counts = ("num_lesions", "num_detected_lesions", "num_candidates", "num_false_candidates")
+    assert [getattr(turned, name) for name in counts] == [getattr(plain, name) for name in counts]
+    np.testing.assert_equal(turned.voxel_dice, plain.voxel_dice)
+
+
+def test_protocol_is_printed_whole():
+    protocol = Protocol(name="mine", threshold=0.3)
+    printed = evaluate_cases([replace(result_of("a", [], []), protocol=protocol)], protocol).to_dict()["protocol"]
+    assert printed == {
+        "name": "mine",
+        "hit_rule": "any_overlap",
+        "assignment": "one_to_one_surest_then_most_overlap",
+        "duplicates": "false",
+        "connectivity": 26,
+        "threshold": 0.3,
+        "extent_ratio": 0.5,
+        "floor": 0.01,
+        "confidence": "max",
+        "false_positive_rates": [0.125, 0.25, 0.5, 1, 2, 4, 8],
+        "level": 0.95,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("hit_rule", "iou"),
+        ("duplicates", "ignored"),
+        ("connectivity", 4),
+        ("threshold", 1.5),
+        ("extent_ratio", 1.0),
+        ("floor", 0.0),
+        ("confidence", "mean"),
+        ("false_positive_rates", (1.0, 0.5)),
+        ("false_positive_rates", ()),
+        ("level", 95.0),
+    ],
+)
+def test_rule_that_makes_no_sense_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        Protocol(**{name: value})

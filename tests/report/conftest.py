@@ -1,0 +1,6 @@
+"""Lets the tests of this folder import the table of lesion cases that the matcher is tested with."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "evaluate"))

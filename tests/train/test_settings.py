@@ -1,0 +1,52 @@
+"""Settings of the loop: each limit is held."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from medfocal.train.settings import TrainerSettings
+
+SOUND = TrainerSettings(
+    max_epochs=2,
+    steps_per_epoch=3,
+    batch_size=1,
+    validate_every=1,
+    validation_false_positives=1.0,
+    gradient_clip_norm=None,
+    prior_bias=True,
+    precision="auto",
+    deterministic=True,
+    num_threads=None,
+    window_overlap=0.5,
+    window_batch=1,
+    save_test_predictions=False,
+)
+
+
+def test_sound_settings_pass():
+    SOUND.check()
+    replace(SOUND, gradient_clip_norm=12.0, num_threads=1, window_overlap=0.0, precision="bf16").check()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_epochs", 0, "at least 1, got 0"),
+        ("steps_per_epoch", 0, "at least 1, got 0"),
+        ("batch_size", -1, "at least 1, got -1"),
+        ("validate_every", 0, "at least 1, got 0"),
+        ("window_batch", 0, "at least 1, got 0"),
+        ("validation_false_positives", 0.0, "above 0, got 0.0"),
+        ("validation_false_positives", float("nan"), "above 0, got nan"),
+        ("gradient_clip_norm", 0.0, "above 0, got 0.0"),
+        ("num_threads", 0, "above 0, got 0"),
+        ("window_overlap", 1.0, r"in \[0, 1\), got 1.0"),
+        ("window_overlap", float("nan"), r"in \[0, 1\), got nan"),
+        ("precision", "fp16", "one of auto, bf16, float32, got 'fp16'"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(name, value, message):
+    with pytest.raises(ValueError, match=rf"{name} must be {message}"):
+        replace(SOUND, **{name: value}).check()
