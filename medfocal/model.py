@@ -27,7 +27,7 @@ CARD = "model.json"
 # What some entries of the card hold, to the letter: a stranger's `_target_` has no place there.
 _KEYS = {
     "network": ("name", "arguments"),
-    "window": ("size", "overlap", "batch"),
+    "window": ("size", "overlap", "batch", "precision"),
     "candidates": ("extent_ratio", "floor", "connectivity", "confidence"),
 }
 INTENDED_USE = "Research use. Not a medical device; not for diagnosis or treatment decisions."
@@ -70,7 +70,7 @@ class ModelCard:
         labels: Label value to class name; 0 is the background.
         activation: "softmax" or "sigmoid": how logits become probabilities.
         preprocessing: Orientation, spacing and intensity scheme.
-        window: `{"size": [I, J, K], "overlap": share, "batch": windows at once}`.
+        window: Arguments of `medfocal.infer.window.Window`: `{"size", "overlap", "batch", "precision"}`.
         candidates: How candidates are formed: `{"extent_ratio", "floor", "connectivity", "confidence"}`.
         operating_points: At least one; the first is the default.
         training: Provenance: versions, data, seed, epochs.
@@ -101,7 +101,8 @@ class ModelCard:
             "activation": self.activation in ("softmax", "sigmoid"),
             "window": len(window["size"]) == 3
             and all(isinstance(n, int) and n >= 1 for n in (*window["size"], window["batch"]))
-            and 0 <= window["overlap"] < 1,
+            and 0 <= window["overlap"] < 1
+            and window["precision"] in ("auto", "bf16", "float32"),
             "candidates": 0 < rule["extent_ratio"] < 1
             and 0 < rule["floor"] <= 1
             and rule["connectivity"] in CONNECTIVITIES

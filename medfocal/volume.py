@@ -241,7 +241,7 @@ def _placed_header(volume: Volume) -> Any:
     header = nibabel.Nifti1Header()
     header.set_data_shape(volume.shape)
     source = volume.header
-    if source is not None and np.allclose(source.get_best_affine(), volume.affine, atol=1e-6):
+    if source is not None and np.allclose(source.get_best_affine(), volume.affine, rtol=0, atol=1e-6):
         fields = ["qform_code", "sform_code", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"]
         fields += ["qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"]
         for field in fields:

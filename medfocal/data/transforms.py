@@ -1,7 +1,7 @@
 """From a case on its own grid to the grid and the intensities that the network sees, and back.
 
 The deterministic part is a `Preprocessing`, which travels with the model; the random part is an `Augmentation`,
-which only training knows. Both are chains of MONAI transforms.
+which only training knows.
 """
 
 from __future__ import annotations
@@ -160,36 +160,58 @@ def _deterministic(preprocessing: Preprocessing, keys: tuple[str, ...]) -> Any:
     return transforms.Compose(chain)
 
 
-def random_transforms(augmentation: Augmentation) -> Any:
-    """MONAI chain over a sample `{"image": (C, I, J, K), "label": (1, I, J, K)}`.
+class RandomTransforms:
+    """Changes a training patch at random, the same for the same seed.
 
-    Call `set_random_state(seed)` before each sample: then what a sample becomes depends on that seed alone.
+    Flips, intensities and noise are a few lines of torch: as a chain of MONAI's they took 50 ms for a batch of four
+    32^3 patches, a third of a training step on two cores; so they take under 4. The affine change is MONAI's.
+
+    Args:
+        augmentation: What may happen and how much.
     """
-    from monai import transforms
 
-    a, both = augmentation, ("image", "label")
-    chain: list[Any] = [
-        transforms.RandFlipd(both, prob=a.flip_probability, spatial_axis=axis)
-        for axis in range(3)
-        if a.flip_probability > 0
-    ]
-    if a.affine_probability > 0:
-        chain.append(
-            transforms.RandAffined(
-                both,
-                prob=a.affine_probability,
-                rotate_range=[float(np.deg2rad(a.rotation_degrees))] * 3,
-                scale_range=[a.scaling] * 3,
+    def __init__(self, augmentation: Augmentation) -> None:
+        self._augmentation = augmentation
+        self._affine: Any = None
+        if augmentation.affine_probability > 0:
+            from monai.transforms import RandAffined
+
+            self._affine = RandAffined(
+                ("image", "label"),
+                prob=augmentation.affine_probability,
+                rotate_range=[float(np.deg2rad(augmentation.rotation_degrees))] * 3,
+                scale_range=[augmentation.scaling] * 3,
                 mode=("bilinear", "nearest"),
                 padding_mode="zeros",
             )
-        )
-    if a.intensity_probability > 0:
-        chain.append(transforms.RandScaleIntensityd("image", factors=a.intensity_scale, prob=a.intensity_probability))
-        chain.append(transforms.RandShiftIntensityd("image", offsets=a.intensity_shift, prob=a.intensity_probability))
-    if a.noise_probability > 0:
-        chain.append(transforms.RandGaussianNoised("image", prob=a.noise_probability, std=a.noise_std))
-    return transforms.Compose(chain)
+        self.set_random_state(0)
+
+    def set_random_state(self, seed: int) -> None:
+        """Make what happens to the next patch depend on this seed alone."""
+        self._random = np.random.default_rng(seed)
+        if self._affine is not None:
+            self._affine.set_random_state(seed=int(self._random.integers(2**32)))
+
+    def __call__(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Change `{"image": (C, I, J, K), "label": (1, I, J, K)}`; both move together, only image values change."""
+        import torch
+
+        a, random = self._augmentation, self._random
+        if self._affine is not None:
+            from monai.utils import convert_to_tensor
+
+            sample = {key: convert_to_tensor(value, track_meta=False) for key, value in self._affine(sample).items()}
+        image, label = sample["image"], sample["label"]
+        axes = [axis for axis in (1, 2, 3) if random.random() < a.flip_probability]
+        image, label = image.flip(axes), label.flip(axes)
+        if random.random() < a.intensity_probability:
+            image = image * (1 + random.uniform(-a.intensity_scale, a.intensity_scale))
+        if random.random() < a.intensity_probability:
+            image = image + random.uniform(-a.intensity_shift, a.intensity_shift)
+        if random.random() < a.noise_probability:
+            noise = random.standard_normal(tuple(image.shape), dtype=np.float32)
+            image = image + torch.from_numpy(noise) * random.uniform(0, a.noise_std)
+        return {"image": image, "label": label}
 
 
 def to_native(values: NDArray[np.float32], prepared: PreparedCase) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from medfocal.data.transforms import PreparedCase, prepare_case, to_native
 from medfocal.errors import DatasetError, InputError
 from medfocal.files import make_folder, write_csv, write_json
 from medfocal.infer.candidates import COLUMNS, candidate_rows, form_candidates, mask_at
-from medfocal.infer.window import Window, lesion_probability, predict_windows, uses_bfloat16
+from medfocal.infer.window import Window, lesion_probability, predict_windows
 from medfocal.model import Model
 from medfocal.progress import track
 from medfocal.volume import Volume, is_volume, volume_name, write_volume
@@ -48,16 +48,13 @@ class Prediction:
         return np.where(mask_at(self.candidates, threshold), self.classes, np.uint8(0))
 
 
-def predict_case(
-    model: Model, prepared: PreparedCase, *, device: torch.device, bfloat16: bool | None = None
-) -> Prediction:
+def predict_case(model: Model, prepared: PreparedCase, *, device: torch.device) -> Prediction:
     """Predict one prepared case.
 
     Args:
         model: Its network is on `device`.
         prepared: By the model's own preprocessing.
         device: Where to compute.
-        bfloat16: None: where the hardware does it natively.
 
     Returns:
         Everything on the case's own grid.
@@ -69,7 +66,6 @@ def predict_case(
         window=Window(**card.window),
         activation=card.activation,
         device=device,
-        bfloat16=uses_bfloat16("auto", device) if bfloat16 is None else bfloat16,
     )
     native = np.stack([to_native(values, prepared) for values in per_class])
     probability = lesion_probability(native, card.activation)
@@ -111,6 +107,9 @@ def predict(
     """
     card = model.card
     cases = find_cases(Path(input_path), card.channels)
+    if Path(input_path).resolve() == Path(output).resolve():
+        message = f"input and output are the same folder '{output}': masks would be taken for images the next time"
+        raise InputError(message)
     threshold = card.operating_points[0].threshold if threshold is None else threshold
     output = make_folder(Path(output))
     (output / "run.json").unlink(missing_ok=True)  # it would tell of an earlier run should this one fail

@@ -14,20 +14,25 @@ from medfocal.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     import torch
 
+PRECISIONS = ("auto", "bf16", "float32")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """How a case is cut for the network.
+    """How a case is cut for the network, and how exactly it is computed.
 
     Args:
         size: Voxels `(I, J, K)` of a window; a smaller case is padded.
         overlap: Share of a window that the next one repeats, in [0, 1).
         batch: Windows that go through the network at once.
+        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16" or "float32". An operating point
+            is the confidence of some candidate, so it holds for the precision that it was chosen with.
     """
 
     size: Sequence[int]
     overlap: float = 0.5
     batch: int = 4
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if len(self.size) != 3 or any(n < 1 for n in self.size):
@@ -38,6 +43,9 @@ class Window:
             raise ValueError(message)
         if self.batch < 1:
             message = f"batch must be at least 1, got {self.batch}"
+            raise ValueError(message)
+        if self.precision not in PRECISIONS:
+            message = f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
             raise ValueError(message)
 
 
@@ -72,7 +80,6 @@ def predict_windows(
     window: Window,
     activation: str,
     device: torch.device,
-    bfloat16: bool,
 ) -> NDArray[np.float32]:
     """Slide a window over a prepared image and average the probabilities with Gaussian weights.
 
@@ -82,10 +89,9 @@ def predict_windows(
     Args:
         network: In evaluation mode, on `device`.
         image: float32 `(C, I, J, K)` on the network's grid, on the CPU.
-        window: Size, overlap and batch.
+        window: Size, overlap, batch and precision.
         activation: "softmax" or "sigmoid".
         device: Where windows are computed.
-        bfloat16: Whether the network runs under bfloat16 autocast.
 
     Returns:
         float32 `(K, I, J, K)`, probabilities of the lesion classes.
@@ -95,6 +101,8 @@ def predict_windows(
     """
     import torch
     from monai.inferers import sliding_window_inference
+
+    bfloat16 = uses_bfloat16(window.precision, device)
 
     def probabilities(windows: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
@@ -121,16 +129,9 @@ def predict_windows(
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: "auto" where the hardware does it natively, "bf16" always, "float32" never.
-
-    Raises:
-        ValueError: Another word.
-    """
+    """Whether to compute in bfloat16: "auto" where the hardware does it natively, "bf16" always, "float32" never."""
     import torch
 
-    if precision not in {"auto", "bf16", "float32"}:
-        message = f"precision must be 'auto', 'bf16' or 'float32', got {precision!r}"
-        raise ValueError(message)
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

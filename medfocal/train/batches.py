@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from medfocal.data.sampling import LesionBalancedSampler, cut_patch
-from medfocal.data.transforms import PreparedCase
+from medfocal.data.transforms import PreparedCase, RandomTransforms
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class BatchSource:
     Args:
         cases: The sampler's cases, in its order.
         sampler: Says where to cut.
-        augment: MONAI chain with `set_random_state`, or None.
+        augment: Random changes of a patch, or None.
         batch_size: Patches a batch.
         seed: Of the random changes.
     """
@@ -38,7 +37,7 @@ class BatchSource:
         cases: Sequence[PreparedCase],
         sampler: LesionBalancedSampler,
         *,
-        augment: Any,
+        augment: RandomTransforms | None,
         batch_size: int,
         seed: int,
     ) -> None:
@@ -80,16 +79,16 @@ class BatchSource:
         # A class that these patches do not show gets half a voxel: its logarithm must exist.
         return [float(count) for count in np.maximum(counts[1:], 0.5) / counts.sum()]
 
-    def _patch(self, epoch: int, index: int) -> dict[str, Any]:
+    def _patch(self, epoch: int, index: int) -> dict[str, torch.Tensor]:
         place = self._sampler.draw(epoch, index)
         size = self._sampler.patch_size
-        patch: dict[str, Any] = {
+        patch: dict[str, torch.Tensor] = {
             "image": torch.from_numpy(cut_patch(self._images[place.case], place.start, size)),
             "label": torch.from_numpy(cut_patch(self._labels[place.case], place.start, size)),
         }
         if self._augment is not None:
             words = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)
-            self._augment.set_random_state(seed=int(words[0]))
+            self._augment.set_random_state(int(words[0]))
             patch = self._augment(patch)
         return patch
 

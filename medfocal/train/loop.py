@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from medfocal.data.sampling import LesionBalancedSampler
-from medfocal.data.transforms import Augmentation, PreparedCase, random_transforms
+from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms
 from medfocal.errors import ConfigError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases
 from medfocal.evaluate.froc import read_froc
@@ -102,7 +102,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     """
     sampler = LesionBalancedSampler(training, patch_size=patch_size, lesion_fraction=lesion_fraction, seed=seed)
     batches = BatchSource(
-        training, sampler, augment=random_transforms(augmentation), batch_size=settings.batch_size, seed=seed
+        training, sampler, augment=RandomTransforms(augmentation), batch_size=settings.batch_size, seed=seed
     )
     shares = batches.foreground_shares(len(card.labels))
     LOG.info(
@@ -164,7 +164,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         is_last = epoch + 1 == settings.max_epochs
         if validation and ((epoch + 1) % settings.validate_every == 0 or is_last):
             network.eval()
-            found = evaluate_network(network, validation, card, protocol, settings, device)
+            found = evaluate_network(network, validation, card, protocol, device)
             figures = validation_figures(found, settings.validation_false_positives)
             if figures["num_lesions"]:
                 score = (figures["lesion_sensitivity"], figures["cpm"])
@@ -199,16 +199,14 @@ def evaluate_network(
     cases: Sequence[PreparedCase],
     card: ModelCard,
     protocol: Protocol,
-    settings: TrainerSettings,
     device: torch.device,
 ) -> Evaluation:
     """Evaluate whole cases on their own grids."""
     model = Model(network, card, weights_sha256="")
-    bfloat16 = uses_bfloat16(settings.precision, device)
     results = []
     for prepared in track(cases, "validate", len(cases)):
         assert prepared.reference is not None, "cases to evaluate have labels; the manifest sees to it"
-        found = predict_case(model, prepared, device=device, bfloat16=bfloat16)
+        found = predict_case(model, prepared, device=device)
         results.append(
             evaluate_case(
                 prepared.reference,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from medfocal.errors import ConfigError, DatasetError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
 from medfocal.files import atomic_write, make_folder, write_json
 from medfocal.infer.predict import predict_case, write_case
-from medfocal.infer.window import uses_bfloat16
 from medfocal.model import CARD, Model, ModelCard, OperatingPoint, load_model, read_card, save_model
 from medfocal.progress import track
 from medfocal.train.loop import train
@@ -126,7 +125,7 @@ def run_training(
         manifest: The dataset.
         preprocessing: Travels with the model.
         augmentation: Random changes of patches.
-        patch_size: Voxels `(I, J, K)`; also the size of the window over whole cases.
+        patch_size: Voxels `(I, J, K)`.
         lesion_fraction: Share of lesion-centred patches.
         loss: See `medfocal.train.loop.train`.
         build_network: Takes `in_channels` and `out_channels`.
@@ -163,7 +162,7 @@ def run_training(
         labels=manifest.labels,
         activation=loss.activation,
         preprocessing=preprocessing,
-        window={"size": list(patch_size), "overlap": settings.window_overlap, "batch": settings.window_batch},
+        window=asdict(settings.window(patch_size)),
         candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
         operating_points=(OperatingPoint(name="default", threshold=protocol.threshold, source="default"),),
     )
@@ -203,13 +202,12 @@ def run_training(
     model = load_model(folder / "model", device)
     point = card.operating_points[0]
     protocol = replace(protocol, threshold=point.threshold)
-    bfloat16 = uses_bfloat16(settings.precision, device)
     evaluations = []
     for split in EVALUATED:
         found, cases = None, _labelled(manifest.split(split))
         if cases:
             keep = folder / "test" / "predictions" if split == "test" else None
-            found = _evaluate_split(model, manifest, cases, protocol, device, bfloat16, keep, settings)
+            found = _evaluate_split(model, manifest, cases, protocol, device, keep, settings)
             write_evaluation(found, folder / split)
         evaluations.append(found)
     return RunResult(folder, point, *evaluations)
@@ -231,14 +229,13 @@ def _evaluate_split(
     cases: Sequence[Case],
     protocol: Protocol,
     device: torch.device,
-    bfloat16: bool,  # noqa: FBT001  private, one caller
     keep: Path | None,
     settings: TrainerSettings,
 ) -> Evaluation:
     results = []
     for case in track(cases, f"evaluate {cases[0].split}"):
         prepared = prepare_case(read_case(case, manifest.labels), model.card.preprocessing)
-        found = predict_case(model, prepared, device=device, bfloat16=bfloat16)
+        found = predict_case(model, prepared, device=device)
         if keep is not None:
             save = settings.save_test_predictions
             write_case(keep, case.name, prepared.grid, found, protocol.threshold, save_probability=save)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-PRECISIONS = ("auto", "bf16", "float32")
+from medfocal.infer.window import Window
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,7 @@ class TrainerSettings:
         precision: "auto" (bfloat16 where the hardware computes it natively), "bf16" or "float32".
         deterministic: Whether only deterministic algorithms are used.
         num_threads: Of the CPU, or None for all cores.
+        window_size: Voxels `(I, J, K)` of the window that slides over whole cases, or None for the patch size.
         window_overlap: Share of overlap of the sliding window over whole cases.
         window_batch: Windows at once.
         save_test_predictions: Whether probability maps of the test cases are kept.
@@ -38,6 +40,7 @@ class TrainerSettings:
     precision: str
     deterministic: bool
     num_threads: int | None
+    window_size: list[int] | None
     window_overlap: float
     window_batch: int
     save_test_predictions: bool
@@ -48,7 +51,7 @@ class TrainerSettings:
         Raises:
             ValueError: One is out of range.
         """
-        for name in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every", "window_batch"):
+        for name in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
                 message = f"{name} must be at least 1, got {getattr(self, name)}"
                 raise ValueError(message)
@@ -57,9 +60,14 @@ class TrainerSettings:
             if value is not None and not value > 0:
                 message = f"{name} must be above 0, got {value}"
                 raise ValueError(message)
-        if not 0 <= self.window_overlap < 1:
-            message = f"window_overlap must be in [0, 1), got {self.window_overlap}"
-            raise ValueError(message)
-        if self.precision not in PRECISIONS:
-            message = f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}"
-            raise ValueError(message)
+        self.window((1, 1, 1))
+
+    def window(self, patch_size: Sequence[int]) -> Window:
+        """The window over whole cases.
+
+        Raises:
+            ValueError: Its size, overlap, batch or precision makes no sense.
+        """
+        size = list(patch_size if self.window_size is None else self.window_size)
+        overlap, batch = self.window_overlap, self.window_batch
+        return Window(size=size, overlap=overlap, batch=batch, precision=self.precision)

@@ -6,6 +6,7 @@
 import contextlib
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -94,7 +95,7 @@ def assert_refused(ended, code, *words):
     kind, _, message = ended.err.partition(": ")
     kinds = {2: {"ConfigError"}, 3: {"InputError", "DatasetError", "GeometryError"}, 4: {"ModelError"}}
     assert kind in kinds.get(code, {"ResourceError"}), ended.err
-    assert ended.err.count("Error: ") == 1, ended.err
+    assert len(re.findall(r"^\w+Error: ", ended.err, re.MULTILINE)) == 1, ended.err
     for word in words:
         assert str(word) in message
     assert ended.code == code

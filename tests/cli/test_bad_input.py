@@ -155,29 +155,32 @@ def test_check_names_every_fault_and_writes_them_if_asked(copy, tmp_path):
     assert len(json.loads((tmp_path / "report" / "dataset_report.json").read_text())["errors"]) == 2
 
 
-def test_classes_that_the_loss_does_not_fit_are_refused_before_the_run(copy, tmp_path):
+@pytest.mark.usefixtures("copy")
+def test_classes_that_the_loss_does_not_fit_are_refused_before_the_run(tmp_path):
     words = ["train", *TINY, "data.dataset=data/dataset.json", "loss.alpha=[0.2,0.3,0.5]"]
     assert_refused(run(*words, folder=tmp_path), 2, "loss: ", "alpha")
     assert not list((tmp_path / "runs").glob("*/*"))
 
 
+@pytest.mark.usefixtures("copy")
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps"])
-def test_a_device_that_is_not_there_is_refused(device, copy, tmp_path):
+def test_a_device_that_is_not_there_is_refused(device, tmp_path):
     words = ["train", *TINY, "data.dataset=data/dataset.json", f"device={device}"]
     assert_refused(run(*words, folder=tmp_path), 2, f"device: '{device}'")
 
 
-def test_a_folder_for_runs_that_is_a_file_is_refused(copy, tmp_path):
+@pytest.mark.usefixtures("copy")
+def test_a_folder_for_runs_that_is_a_file_is_refused(tmp_path):
     (tmp_path / "runs").write_text("mine")
     words = ["train", *TINY, "data.dataset=data/dataset.json"]
     assert_refused(run(*words, folder=tmp_path), 5, "runs")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, dataset):
+def trained(tmp_path_factory, bare):
     """A model folder."""
     folder = tmp_path_factory.mktemp("trained")
-    words = ["train", *TINY, f"data.dataset={dataset}", "trainer.max_epochs=1", "run.id=r"]
+    words = ["train", *TINY, f"data.dataset={bare}", "trainer.max_epochs=1", "run.id=r"]
     assert run(*words, folder=folder).code == 0
     return folder / "runs" / "default" / "r" / "model"
 
@@ -247,11 +250,11 @@ def test_predict_refuses_an_output_that_is_a_file(trained, dataset, tmp_path):
     assert (tmp_path / "o").read_text() == "mine"
 
 
-def write_masks(folder, *names, shape=(12, 10, 8), affine=AFFINE):
+def write_masks(folder, *names, shape=(12, 10, 8), affine=AFFINE, first=2):
     folder.mkdir()
     for name in names:
         array = np.zeros(shape, np.uint8)
-        array[2:4, 3:5, 1:3] = 1
+        array[first : first + 2, 3:5, 1:3] = 1
         write_volume(folder / f"{name}.nii.gz", Volume(array, affine))
 
 
@@ -288,7 +291,7 @@ def test_evaluate_refuses_images_that_are_missing_or_of_no_case_before_it_writes
 
 def test_evaluate_refuses_images_on_another_grid(tmp_path):
     write_masks(tmp_path / "reference", "a")
-    write_masks(tmp_path / "prediction", "a")
+    write_masks(tmp_path / "prediction", "a", first=7)  # a miss and a false candidate: what pictures are of
     write_masks(tmp_path / "images", "a", shape=(12, 10, 9))
     words = ["reference=reference", "prediction=prediction", "output=o", "images=images"]
     assert_refused(run("evaluate", *words, folder=tmp_path), 3, "case 'a'", "shape (12, 10, 9) and (12, 10, 8) voxels")

@@ -45,8 +45,8 @@ def test_an_output_that_is_a_file_is_5_from_a_cold_start(tmp_path):
     assert (tmp_path / "o").read_text() == "mine"
 
 
-def test_sigterm_ends_a_cold_start_with_143_and_no_half_written_file(tmp_path, dataset):
-    words = ["train", *TINY, f"data.dataset={dataset}", "trainer.max_epochs=500", "run.id=r"]
+def test_sigterm_ends_a_cold_start_with_143_and_no_half_written_file(tmp_path, bare):
+    words = ["train", *TINY, f"data.dataset={bare}", "trainer.max_epochs=500", "run.id=r"]
     command = [sys.executable, "-m", "medfocal.cli", *words]
     with subprocess.Popen(
         command,
@@ -57,7 +57,8 @@ def test_sigterm_ends_a_cold_start_with_143_and_no_half_written_file(tmp_path, d
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     ) as process:
         run_folder = tmp_path / "runs" / "default" / "r"
-        wait_for(run_folder / "checkpoints" / "last.pt", process.poll)
+        wait_for(lambda: (run_folder / "checkpoints" / "last.pt").exists(), process.poll)
+        wait_for(lambda: list(run_folder.glob("checkpoints/.*.part")), process.poll)  # the next is being written
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (143, "terminated\n")
@@ -65,12 +66,11 @@ def test_sigterm_ends_a_cold_start_with_143_and_no_half_written_file(tmp_path, d
     assert not (run_folder / "model").exists()
 
 
-def wait_for(path, ended, seconds=60):
+def wait_for(happened, ended, seconds=60):
     deadline = time.monotonic() + seconds
-    while not path.exists():
+    while not happened():
         assert ended() is None, "it ended before"
-        assert time.monotonic() < deadline, f"no {path}"
-        time.sleep(0.01)
+        assert time.monotonic() < deadline, "it never happened"
 
 
 def test_memory_that_is_not_there_is_5(tmp_path, dataset):

@@ -43,16 +43,16 @@ def again(finished, tmp_path):
     return tmp_path
 
 
-def test_a_sweep_makes_a_run_folder_for_each_seed(tmp_path, dataset):
-    ended = run(*train(dataset, "trainer.max_epochs=1"), "-m", "seed=1,2", folder=tmp_path)
+def test_a_sweep_makes_a_run_folder_for_each_seed(tmp_path, bare):
+    ended = run(*train(bare, "trainer.max_epochs=1"), "-m", "seed=1,2", folder=tmp_path)
     assert (ended.code, ended.err) == (0, "")
     folders = sorted((tmp_path / "runs" / "default").iterdir())
     assert sorted(json.loads((f / "model" / "model.json").read_text())["training"]["seed"] for f in folders) == [1, 2]
     assert weights(folders[0]) != weights(folders[1])
 
 
-def test_two_runs_started_together_have_folders_of_their_own_and_the_same_weights(tmp_path, dataset):
-    together = [start(*train(dataset, "trainer.max_epochs=1"), folder=tmp_path) for _ in range(2)]
+def test_two_runs_started_together_have_folders_of_their_own_and_the_same_weights(tmp_path, bare):
+    together = [start(*train(bare, "trainer.max_epochs=1"), folder=tmp_path) for _ in range(2)]
     assert [started.end().code for started in together] == [0, 0]
     first, second = sorted((tmp_path / "runs" / "default").iterdir())
     assert weights(first) == weights(second)
@@ -143,14 +143,24 @@ def test_a_damaged_checkpoint_is_refused_by_name(again, dataset):
     assert_refused(ended, 4, "last.pt' is damaged", "Remove it")
 
 
-def test_without_validation_the_last_epoch_is_kept_also_after_more_epochs(tmp_path, dataset):
-    content = json.loads(dataset.read_text("utf-8"))
-    content |= {"validation": [], "test": []}
-    (tmp_path / "few.json").write_text(json.dumps(content))
-    words = ["train", *TINY, "data.dataset=few.json", f"data.root={dataset.parent}", "run.id=r"]
+def test_without_validation_the_last_epoch_is_kept_also_after_more_epochs(tmp_path, bare):
     for max_epochs in (1, 2):
-        ended = run(*words, f"trainer.max_epochs={max_epochs}", folder=tmp_path)
+        ended = run(*train(bare, "run.id=r", f"trainer.max_epochs={max_epochs}"), folder=tmp_path)
         assert (ended.code, ended.err) == (0, "")
         card = json.loads((tmp_path / "runs" / "default" / "r" / "model" / "model.json").read_text())
         assert card["training"]["epoch"] == max_epochs
         assert card["operating_points"][0]["source"] == "default"
+
+
+def test_a_prolonged_run_that_failed_before_its_reports_is_not_finished(again, dataset):
+    """The reports of fewer epochs must not be taken for its own."""
+    curves = again / "runs" / "default" / "r" / "curves.png"
+    curves.unlink()
+    curves.mkdir()
+    words = train(dataset, "run.id=r", "trainer.max_epochs=5")
+    assert_refused(run(*words, folder=again), 5, "curves.png")
+    curves.rmdir()
+    ended = run(*words, folder=again)
+    assert (ended.code, ended.err) == (0, "")
+    assert "is finished" not in ended.out
+    assert curves.is_file()

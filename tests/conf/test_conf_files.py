@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from medfocal import config
 from medfocal.data.manifest import read_manifest
-from medfocal.data.transforms import Augmentation, Preprocessing, random_transforms
+from medfocal.data.transforms import Augmentation, Preprocessing, RandomTransforms
 from medfocal.evaluate import Protocol
 from medfocal.infer.window import choose_device
 
@@ -105,7 +105,7 @@ def test_it_is_checked_and_built(pair):
     assert isinstance(config.construct("transforms", values["transforms"]), Preprocessing)
     augmentation = config.construct("transforms.augment", values["transforms"]["augment"])
     assert isinstance(augmentation, Augmentation)
-    assert random_transforms(augmentation)
+    assert callable(RandomTransforms(augmentation))
     assert isinstance(config.construct("evaluate", values["evaluate"]), Protocol)
     assert choose_device(values["device"])
 

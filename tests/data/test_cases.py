@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import nibabel
 import numpy as np
 import pytest
 
@@ -110,6 +111,14 @@ def test_faults_of_a_file_name_the_case_and_the_file(tmp_path):
     bad[5, 4, 3] = np.nan
     with pytest.raises(InputError, match=r"case 'c1': '.*b\.nii\.gz' holds 1 voxels"):
         read_case(case([stored(tmp_path, "b", bad)]), LABELS)
+
+
+def test_a_grid_that_makes_no_sense_stays_a_geometry_error(tmp_path):
+    image = nibabel.Nifti1Image(body(), AFFINE)
+    image.header["xyzt_units"] = 1
+    nibabel.save(image, tmp_path / "a.nii.gz")
+    with pytest.raises(GeometryError, match=r"case 'c1': .* measures in metres"):
+        read_case(case([tmp_path / "a.nii.gz"]), LABELS)
 
 
 def test_a_faulty_label_keeps_its_kind_of_error_and_names_the_case(tmp_path):

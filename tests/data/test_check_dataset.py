@@ -66,7 +66,7 @@ def test_no_lesion_in_the_whole_training_set_is_a_fault(dataset, tmp_path):
         check_dataset(dataset)
 
 
-def test_cases_without_label_are_read_and_have_no_lesion_count(dataset, tmp_path):
+def test_cases_without_label_are_read_and_have_no_lesion_count(dataset):
     content = json.loads(dataset.read_text())
     content["test"] = ["d.nii.gz"]
     dataset.write_text(json.dumps(content))

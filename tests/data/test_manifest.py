@@ -34,8 +34,8 @@ def dataset(tmp_path):
         path = tmp_path / "dataset.json"
         path.write_text(json.dumps(values), encoding="utf-8")
         for split in ("training", "validation", "test"):
-            for item in values.get(split, []):
-                item = {"image": item} if isinstance(item, str) else item
+            for given in values.get(split, []):
+                item = {"image": given} if isinstance(given, str) else given
                 files = item["image"] if isinstance(item["image"], list) else [item["image"]]
                 for name in (*files, item.get("label"), *item.get("annotations", [])):
                     if name and name not in missing:
@@ -85,7 +85,7 @@ def test_root_says_where_the_paths_start(dataset, tmp_path):
     elsewhere.parent.mkdir()
     path.rename(elsewhere)
     assert len(read_manifest(elsewhere, root=tmp_path).cases) == 4
-    with pytest.raises(DatasetError, match="8 files named in .* do not exist"):
+    with pytest.raises(DatasetError, match=r"8 files named in .* do not exist"):
         read_manifest(elsewhere)
 
 
@@ -170,7 +170,7 @@ def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, change, message):
 def test_a_case_name_that_would_be_no_plain_file_name_is_refused(tmp_path, name):
     path = tmp_path / "dataset.json"
     path.write_text(json.dumps(content(training=[entry("a", case=name)])))
-    with pytest.raises(DatasetError, match="a case name becomes a file name, so .* cannot be one"):
+    with pytest.raises(DatasetError, match=r"a case name becomes a file name, so .* cannot be one"):
         read_manifest(path)
 
 

@@ -72,6 +72,12 @@ def test_the_centre_of_a_lesion_patch_lies_in_that_lesion_of_that_case():
         assert case == 0 or inside.index(True) == number
 
 
+def test_lesions_side_by_side_are_told_apart():
+    source = sampler([prepared(((2, 20), (3, 4), (5, 6)), ((2, 20), (15, 16), (5, 6)))])
+    drawn = {(place.lesion, place.centre[1]) for place in (source.draw(0, index) for index in range(100))}
+    assert drawn == {(0, 3), (1, 15)}
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.1, 1 / 3, 0.5, 2 / 3, 0.7, 0.9, 1.0])
 def test_the_share_of_lesion_patches_is_exact_over_any_run(fraction):
     source = sampler([prepared(ONE_VOXEL, LARGE)], lesion_fraction=fraction)
@@ -81,15 +87,17 @@ def test_the_share_of_lesion_patches_is_exact_over_any_run(fraction):
 
 
 def test_other_patches_are_centred_in_the_body_of_any_case():
-    body = (slice(4, 20), slice(3, 9), slice(2, 14))
+    body = np.zeros(SHAPE, bool)  # two blocks whose common box is mostly air
+    body[4:10, 3:6, 2:8] = body[14:20, 12:15, 9:15] = True
     cases = [prepared(SMALL), prepared(body=body)]
     source = sampler(cases, lesion_fraction=0.0)
     drawn = [source.draw(0, index) for index in range(400)]
     assert all(place.lesion is None for place in drawn)
     assert 140 < sum(place.case for place in drawn) < 260
     centres = np.array([place.centre for place in drawn if place.case == 1])
+    assert body[tuple(centres.T)].all()
     np.testing.assert_array_equal(centres.min(axis=0), [4, 3, 2])
-    np.testing.assert_array_equal(centres.max(axis=0), [19, 8, 13])
+    np.testing.assert_array_equal(centres.max(axis=0), [19, 14, 14])
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 1.0])

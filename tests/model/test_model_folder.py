@@ -31,7 +31,7 @@ def card_of(net, **changes):
         labels={0: "background", 1: "lesion", 2: "cyst"},
         activation="softmax",
         preprocessing=Preprocessing(orientation="LPS", spacing_mm=(0.5, 1.0, 3.0)),
-        window={"size": [16, 8, 8], "overlap": 0.5, "batch": 2},
+        window={"size": [16, 8, 8], "overlap": 0.5, "batch": 2, "precision": "float32"},
         candidates={"extent_ratio": 0.5, "floor": 0.01, "connectivity": 26, "confidence": "max"},
         operating_points=(OperatingPoint(name="one", threshold=0.25, source="validation", num_lesions=7),),
         training={"seed": 3},
@@ -43,6 +43,10 @@ def card_of(net, **changes):
 def folder(tmp_path):
     net = network()
     return save_model(tmp_path / "model", net, card_of(net))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def edit(folder, change):
@@ -73,7 +77,7 @@ def test_a_model_read_back_gives_the_same_logits_and_the_same_card(tmp_path, nor
 
 
 def test_the_folder_holds_two_files_and_saving_again_gives_the_same_bytes(folder, tmp_path):
-    assert sorted(os.listdir(folder)) == [CARD, WEIGHTS]
+    assert names(folder) == [CARD, WEIGHTS]
     net = network()
     again = save_model(tmp_path / "again", net, card_of(net))
     for name in (CARD, WEIGHTS):
@@ -132,7 +136,7 @@ def test_a_card_that_is_none_is_refused(folder, content):
 @pytest.mark.parametrize("version", [0, 2, "1", None, [1]])
 def test_another_format_version_is_refused(folder, version):
     edit(folder, lambda values: values.update(format_version=version))
-    with pytest.raises(ModelError, match="format version .*this program reads version 1"):
+    with pytest.raises(ModelError, match=r"format version .*this program reads version 1"):
         load_model(folder)
 
 
@@ -191,6 +195,13 @@ def test_a_card_altered_into_nonsense_is_refused(folder, path, value):
 
     edit(folder, change)
     with pytest.raises(ModelError, match=r"model\.json'"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["unet3d", "__builtins__", "os.system", None])
+def test_only_a_public_network_is_built(folder, name):
+    edit(folder, lambda values: values["network"].update(name=name))
+    with pytest.raises(ModelError, match=rf"asks for the network {name!r}; known are UNet3d"):
         load_model(folder)
 
 

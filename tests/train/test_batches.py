@@ -8,7 +8,7 @@ import torch
 
 from medfocal.data.manifest import Case
 from medfocal.data.sampling import LesionBalancedSampler, cut_patch
-from medfocal.data.transforms import Augmentation, PreparedCase, random_transforms
+from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms
 from medfocal.train.batches import Batch, BatchSource, to_device
 from medfocal.volume import Volume
 
@@ -31,7 +31,7 @@ def cases():
 def source(*, augment=True, seed=3, batch_size=3, lesion_fraction=0.5):
     known = cases()
     sampler = LesionBalancedSampler(known, patch_size=PATCH, lesion_fraction=lesion_fraction, seed=seed)
-    chain = random_transforms(Augmentation(affine_probability=0.5)) if augment else None
+    chain = RandomTransforms(Augmentation(affine_probability=0.5)) if augment else None
     return BatchSource(known, sampler, augment=chain, batch_size=batch_size, seed=seed)
 
 

@@ -19,6 +19,7 @@ SOUND = TrainerSettings(
     precision="auto",
     deterministic=True,
     num_threads=None,
+    window_size=None,
     window_overlap=0.5,
     window_batch=1,
     save_test_predictions=False,
@@ -48,5 +49,5 @@ def test_sound_settings_pass():
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value, message):
-    with pytest.raises(ValueError, match=rf"{name} must be {message}"):
+    with pytest.raises(ValueError, match=rf"{name.removeprefix('window_')} must be {message}"):
         replace(SOUND, **{name: value}).check()

@@ -123,7 +123,7 @@ def test_a_truncated_gzip_stream_is_damaged(tmp_path):
     whole = path.read_bytes()
     for length in (len(whole) // 2, len(whole) - 4, 20):
         path.write_bytes(whole[:length])
-        with pytest.raises(InputError, match="damaged|not NIfTI"):
+        with pytest.raises(InputError, match=r"damaged|not NIfTI"):
             read_volume(path)
 
 
@@ -214,8 +214,7 @@ def test_random_corruption_gives_a_volume_or_our_error(tmp_path, kind):
             path.write_bytes(bytes(packed))
         try:
             assert np.isfinite(read_volume(path).affine).all()
-        except MedfocalError as error:
-            assert "a.nii" in str(error)
+        except MedfocalError:
             refused += 1
     assert refused > 50
 
@@ -235,7 +234,9 @@ def test_random_corruption_of_a_pair_gives_a_volume_or_our_error(tmp_path):
 
 
 def test_reading_does_not_depend_on_the_file_staying_there(tmp_path):
-    head, voxels = pair(tmp_path)
-    volume = read_volume(head)
-    voxels.write_bytes(bytes(1920))
-    np.testing.assert_array_equal(volume.array, VALUES)
+    line = VALUES.reshape(-1, 1, 1)  # the one kind of array that needs no copy to be in C order
+    nibabel.save(nibabel.Nifti1Pair(line, AFFINE), tmp_path / "a.hdr")
+    volume = read_volume(tmp_path / "a.hdr")
+    with (tmp_path / "a.img").open("r+b") as file:
+        file.write(bytes(1920))
+    np.testing.assert_array_equal(volume.array, line)

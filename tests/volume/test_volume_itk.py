@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813  the name its own documentation uses
 from scipy.spatial.transform import Rotation
 
 from medfocal.errors import GeometryError, InputError, MedfocalError
@@ -93,7 +93,16 @@ def test_a_faulty_mha_header_is_an_input_error(tmp_path, old, new):
         read_volume(tmp_path / "a.mha")
 
 
-def test_axes_in_one_plane_are_a_geometry_error(tmp_path):
+@pytest.mark.parametrize("spacing_mm", [1e-6, 1e6])
+def test_a_spacing_that_no_scanner_has_is_a_geometry_error(tmp_path, spacing_mm):
+    written, _ = image()
+    written.SetSpacing((0.5, spacing_mm, 3.0))
+    sitk.WriteImage(written, str(tmp_path / "a.mha"))
+    with pytest.raises(GeometryError, match=r"the affine of '.*a\.mha' makes no sense: spacing"):
+        read_volume(tmp_path / "a.mha")
+
+
+def test_axes_in_one_plane_are_an_input_error(tmp_path):
     written, _ = image()
     sitk.WriteImage(written, str(tmp_path / "a.nrrd"))
     head, _, voxels = (tmp_path / "a.nrrd").read_bytes().partition(b"\n\n")
