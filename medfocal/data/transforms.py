@@ -6,6 +6,7 @@ which only training knows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 from medfocal.data.cases import CaseVolumes
 from medfocal.data.manifest import Case
-from medfocal.volume import Volume
+from medfocal.errors import ConfigError
+from medfocal.volume import Volume, spacing_of
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +74,8 @@ class Augmentation:
 
     Args:
         flip_probability: For each axis.
+        transpose_probability: For swapping the first two axes; with flips this gives all turns by 90 degrees. Only for
+            cases whose first two axes have the same spacing, and patches that are square there.
         affine_probability: For one rotation and scaling of the patch together.
         rotation_degrees: Largest angle about each axis.
         scaling: Largest relative change of size, such as 0.1 for 0.9 to 1.1.
@@ -83,6 +87,7 @@ class Augmentation:
     """
 
     flip_probability: float = 0.5
+    transpose_probability: float = 0.0
     affine_probability: float = 0.0
     rotation_degrees: float = 15.0
     scaling: float = 0.1
@@ -160,6 +165,27 @@ def _deterministic(preprocessing: Preprocessing, keys: tuple[str, ...]) -> Any:
     return transforms.Compose(chain)
 
 
+def check_transposable(cases: Sequence[PreparedCase], patch_size: Sequence[int]) -> None:
+    """See that swapping the first two axes of patches makes sense.
+
+    Raises:
+        ConfigError: Patches are not square there, or a case has another spacing along the first axis than along the
+            second (by more than 1 %).
+    """
+    advice = "Set transforms.augment.transpose_probability to 0, or resample by transforms.spacing_mm."
+    if patch_size[0] != patch_size[1]:
+        message = f"patches of {list(patch_size)} voxels cannot be transposed: the first two axes differ. {advice}"
+        raise ConfigError(message)
+    for prepared in cases:
+        first, second, _ = spacing_of(prepared.affine)
+        if abs(first - second) > 0.01 * first:
+            message = (
+                f"case '{prepared.case.name}' cannot be transposed: its spacing is {first:g} mm along the first axis "
+                f"and {second:g} mm along the second. {advice}"
+            )
+            raise ConfigError(message)
+
+
 class RandomTransforms:
     """Changes a training patch at random, the same for the same seed.
 
@@ -204,6 +230,8 @@ class RandomTransforms:
         image, label = sample["image"], sample["label"]
         axes = [axis for axis in (1, 2, 3) if random.random() < a.flip_probability]
         image, label = image.flip(axes), label.flip(axes)
+        if random.random() < a.transpose_probability:
+            image, label = image.transpose(1, 2), label.transpose(1, 2)
         if random.random() < a.intensity_probability:
             image = image * (1 + random.uniform(-a.intensity_scale, a.intensity_scale))
         if random.random() < a.intensity_probability:

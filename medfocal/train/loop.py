@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from medfocal.data.sampling import LesionBalancedSampler
-from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms
+from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms, check_transposable
 from medfocal.errors import ConfigError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases
 from medfocal.evaluate.froc import read_froc
@@ -96,10 +96,12 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         The kept network.
 
     Raises:
+        ConfigError: The augmentation does not suit the cases, or the loss is no longer finite.
         DatasetError: No training case has a lesion.
         ModelError: A checkpoint is damaged.
-        ConfigError: The loss is no longer finite.
     """
+    if augmentation.transpose_probability > 0:
+        check_transposable(training, patch_size)
     sampler = LesionBalancedSampler(training, patch_size=patch_size, lesion_fraction=lesion_fraction, seed=seed)
     batches = BatchSource(
         training, sampler, augment=RandomTransforms(augmentation), batch_size=settings.batch_size, seed=seed

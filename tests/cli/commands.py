@@ -58,7 +58,7 @@ class Started:
         )
         self.process.start()
 
-    def end(self, timeout=60):
+    def end(self, timeout=300):
         self.process.join(timeout)
         assert self.process.exitcode is not None, "the command hangs"
         out, err = (stream.read_text("utf-8") for stream in self._streams)
@@ -83,7 +83,7 @@ def call(*words, folder):
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     return Ended(found.returncode, found.stdout, found.stderr)

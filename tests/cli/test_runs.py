@@ -83,7 +83,7 @@ def test_an_interrupted_run_goes_on_to_the_weights_of_an_uninterrupted_one(finis
     folder = tmp_path / "runs" / "default" / "r"
     words = train(dataset, "run.id=r", "trainer.max_epochs=4")
     started = start(*words, folder=tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (folder / "checkpoints" / "last.pt").exists():
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -13,12 +13,15 @@ from medfocal.data.manifest import Case
 from medfocal.data.transforms import (
     Augmentation,
     Intensity,
+    PreparedCase,
     Preprocessing,
     RandomTransforms,
     body_mask,
+    check_transposable,
     prepare_case,
     to_native,
 )
+from medfocal.errors import ConfigError
 from medfocal.volume import Volume
 
 SHAPE, SPACING_MM = (24, 20, 16), (0.5, 1.0, 3.0)
@@ -318,6 +321,35 @@ def test_flips_alone_permute_voxels_along_every_axis_and_are_exact():
         )
         ways.add(flips[0])
     assert len(ways) == 8
+
+
+def test_transposition_swaps_the_first_two_axes_of_image_and_label_and_is_exact():
+    chain = RandomTransforms(
+        Augmentation(flip_probability=0, transpose_probability=0.5, intensity_probability=0, noise_probability=0)
+    )
+    given, turned = sample(), 0
+    for seed in range(20):
+        found = changed(chain, seed)
+        swap = found["image"].shape[1:] == (12, 16, 8)
+        for key in ("image", "label"):
+            expected = given[key].numpy().swapaxes(1, 2) if swap else given[key].numpy()
+            np.testing.assert_array_equal(found[key].numpy(), expected)
+        turned += swap
+    assert 4 < turned < 16
+
+
+def placed(spacing_mm):
+    affine = np.diag([*spacing_mm, 1.0])
+    grid = Volume(np.zeros((4, 4, 4), np.uint8), affine)
+    return PreparedCase(Case("s1", "s1", "training", ()), torch.zeros(1, 4, 4, 4), affine, None, grid, None)
+
+
+def test_transposing_needs_square_patches_and_equal_spacing():
+    check_transposable([placed((1.0, 1.001, 3.0))], (8, 8, 4))
+    with pytest.raises(ConfigError, match=r"patches of \[8, 6, 4\] voxels cannot be transposed"):
+        check_transposable([], (8, 6, 4))
+    with pytest.raises(ConfigError, match=r"case 's1' cannot be transposed: its spacing is 0.5 mm .* and 1 mm"):
+        check_transposable([placed((0.5, 1.0, 3.0))], (8, 8, 4))
 
 
 def test_intensity_changes_leave_the_label_alone():
