@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from commands import TINY, assert_refused, call, run
 
+from medfocal.config import conf_directory
 from medfocal.volume import Volume, write_volume
 
 VERBS = ("phantom", "check", "train", "predict", "evaluate", "info")
@@ -112,7 +113,8 @@ def test_help_of_a_verb_shows_its_settings_and_choices(verb, tmp_path):
     assert f"# medfocal {verb}" in ended.out
     assert "_self_" not in ended.out
     if verb == "train":
-        assert "cross_entropy | dice_cross_entropy | dice_focal | focal   (default: focal)" in ended.out
+        losses = sorted(path.stem for path in (conf_directory() / "loss").iterdir())
+        assert f"{' | '.join(losses)}   (default: focal)" in ended.out
         assert "seed: 1" in ended.out
 
 
