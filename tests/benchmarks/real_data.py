@@ -29,7 +29,7 @@ def main(data: Path, runs: Path, page: Path) -> None:
         "",
         "`python tests/benchmarks/real_data.py DATA_FOLDER` makes this page; the files in `conf/experiment` say where",
         "the public data come from. Neither set has a validation split, so the last epoch is kept and candidates count",
-        "from a confidence of 0.5. One seed and few patients: the figures show that real files go through, not how good",
+        "from a confidence of 0.5. One seed and few patients: they show that real files go through, not how good",
         "a method is.",
         "",
         (
