@@ -48,8 +48,9 @@ def evaluate_files(
     """Evaluate the predictions of a folder against the references of another.
 
     Args:
-        reference: Folder of label maps, or one file. Any label but 0 is lesion.
-        prediction: Folder of masks or probability maps, or one file. Two files are paired whatever their
+        reference: Folder of label maps, one file, or a pattern such as `folder/*_label.nii.gz`. Any label but 0 is
+            lesion.
+        prediction: Folder of masks or probability maps, one file, or a pattern. Two files are paired whatever their
             names; else files of one case are, the case being the file name without the image ending and
             `_mask`, `_probability` or `_label`.
         manifest: CSV with the columns `case` and, where wanted, `patient`, `reference` and `prediction` (paths
@@ -134,10 +135,11 @@ def _pair_names(reference: Path, prediction: Path) -> dict[str, tuple[Path, Path
 
 
 def _find_files(path: Path, role: str) -> dict[str, Path]:
-    if not path.exists():
+    is_pattern = "*" in path.name and not path.exists()
+    if not (path.parent if is_pattern else path).exists():
         message = f"the {role} '{path}' does not exist"
         raise InputError(message)
-    paths = sorted(path.iterdir()) if path.is_dir() else [path]
+    paths = sorted(path.parent.glob(path.name) if is_pattern else path.iterdir() if path.is_dir() else [path])
     paths = [file for file in paths if file.is_file() and is_volume(file) and not file.name.startswith(".")]
     if not paths:
         message = (
@@ -149,8 +151,8 @@ def _find_files(path: Path, role: str) -> dict[str, Path]:
         case = _case_name(file)
         if case in files:
             message = (
-                f"'{files[case].name}' and '{file.name}' in '{path}' are both a {role} of case '{case}'. Leave one"
-                " there, or name the pairs in a manifest."
+                f"'{files[case].name}' and '{file.name}' in '{path}' are both a {role} of case '{case}'. Choose"
+                f" by a pattern such as {role}='{path}/*_probability.nii.gz', or name the pairs in a manifest."
             )
             raise DatasetError(message)
         files[case] = file

@@ -130,12 +130,15 @@ def test_a_shipped_dataset_can_be_read_and_leaves_a_test_split(path, tmp_path):
     assert manifest.split("test")
 
 
-def test_an_experiment_wins_over_the_groups_and_bears_its_own_name():
-    for path in sorted(path for path in FILES if path.parts[0] == "experiment"):
-        conf = config.compose("train", [f"experiment={path.stem}"])
-        assert conf.experiment == path.stem
-        assert "?" in (CONF / path).read_text("utf-8").split("defaults:")[0], "it opens with its question"
-    assert config.compose("train", ["experiment=quickstart"]).trainer.validate_every == 2
+@pytest.mark.parametrize("name", sorted(path.stem for path in FILES if path.parts[0] == "experiment"))
+def test_an_experiment_opens_with_its_question_and_wins_over_the_groups(name):
+    path = CONF / "experiment" / f"{name}.yaml"
+    assert "?" in path.read_text("utf-8").split("defaults:")[0]
+    stated = OmegaConf.load(path)
+    composed_values = OmegaConf.to_container(composed("train", f"experiment={name}"))
+    assert stated.experiment == name
+    del stated["defaults"]
+    assert OmegaConf.to_container(OmegaConf.merge(composed_values, stated)) == composed_values
 
 
 def test_every_verb_has_a_schema_a_file_and_a_function():

@@ -82,6 +82,15 @@ def test_two_predictions_of_a_case_are_refused_by_name(folders):
         evaluate_files(reference, prediction)
 
 
+def test_a_pattern_chooses_between_two_predictions_of_a_case(folders):
+    reference, prediction = folders
+    write(prediction / "a_probability.nii.gz", [])
+    pairs = find_pairs(reference, prediction / "*_mask.nii.gz")
+    assert [pair.prediction.name for pair in pairs] == ["a_mask.nii.gz", "b_mask.nii.gz"]
+    with pytest.raises(DatasetError, match="there is no image in"):
+        find_pairs(reference, prediction / "*_nothing.nii.gz")
+
+
 def test_reference_without_prediction_is_refused_by_name(folders):
     reference, prediction = folders
     (prediction / "b_mask.nii.gz").unlink()
