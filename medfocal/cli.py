@@ -198,6 +198,9 @@ def _evaluate(conf: dict[str, Any]) -> None:
         message = "give reference=FOLDER and prediction=FOLDER, or manifest=FILE.csv"
         raise ConfigError(message)
     output = Path(conf["output"])
+    if any(path is not None and path.resolve() == output.resolve() for path in (reference, prediction)):
+        message = f"output '{output}' is one of the folders to evaluate; choose another, so that results stay apart"
+        raise ConfigError(message)
     protocol = config.construct("protocol", conf["protocol"])
     images = _path(conf["images"])
     pictures = {} if images is None else find_pictures(images, find_pairs(reference, prediction, manifest=manifest))

@@ -142,7 +142,8 @@ def check_manifest(manifest: Manifest) -> None:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        message = f"the dataset file '{path}' does not exist. Set data.dataset to a dataset.json."
+        what = "is a folder" if path.is_dir() else "does not exist"
+        message = f"the dataset file '{path}' {what}. Set data.dataset to a dataset.json."
         raise InputError(message)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -16,13 +16,16 @@ from numpy.typing import NDArray
 
 from medfocal.data.cases import CaseVolumes
 from medfocal.data.manifest import Case
-from medfocal.errors import ConfigError
+from medfocal.errors import ConfigError, ResourceError
 from medfocal.volume import Volume, spacing_of
 
 if TYPE_CHECKING:
     import torch
 
 AXIS_LETTERS = ("LR", "PA", "IS")
+
+# A whole-body CT at 0.7 mm has 5e8 voxels; ten times that is a mistyped spacing.
+MOST_VOXELS = 5e9
 
 
 class Intensity(StrEnum):
@@ -131,6 +134,7 @@ def prepare_case(volumes: CaseVolumes, preprocessing: Preprocessing) -> Prepared
     import torch
     from monai.data.meta_tensor import MetaTensor
 
+    _check_resampled_size(volumes.grid, preprocessing)
     affine = torch.as_tensor(volumes.grid.affine)
     # A copy: MONAI scales intensities in place.
     sample = {"image": MetaTensor(torch.tensor(volumes.image), affine=affine)}
@@ -146,6 +150,24 @@ def prepare_case(volumes: CaseVolumes, preprocessing: Preprocessing) -> Prepared
         grid=volumes.grid,
         reference=volumes.label,
     )
+
+
+def _check_resampled_size(grid: Volume, preprocessing: Preprocessing) -> None:
+    """Refuse a spacing so fine that the resampled case could not be held in memory.
+
+    Raises:
+        ResourceError: It would have more than `MOST_VOXELS` voxels.
+    """
+    if preprocessing.spacing_mm is None:
+        return
+    extent_mm = np.array(grid.shape) * np.array(grid.spacing_mm)
+    num_voxels = float(np.prod(extent_mm) / np.prod(preprocessing.spacing_mm))
+    if num_voxels > MOST_VOXELS:
+        message = (
+            f"resampling {grid.shape} voxels of {grid.spacing_mm} mm to {preprocessing.spacing_mm} mm would give about "
+            f"{num_voxels:.1e} voxels, more than {MOST_VOXELS:.0e}. Choose a coarser spacing_mm."
+        )
+        raise ResourceError(message)
 
 
 def _deterministic(preprocessing: Preprocessing, keys: tuple[str, ...]) -> Any:

@@ -21,6 +21,10 @@ from medfocal.volume import voxel_volume_ml
 ROUNDING = 1e-3
 
 
+# A mask may hold classes, or one number such as 255. Many numbers above this are a map in percent or in grey values.
+MOST_CLASSES = 32
+
+
 @dataclass(frozen=True)
 class Part:
     """A lesion or a candidate, measured.
@@ -194,8 +198,14 @@ def _find_predicted(
         if not low >= -ROUNDING:  # NaN too
             message = f"{where} holds {low:.6g}. Give a mask (0 is outside) or probabilities in [0, 1]."
             raise InputError(message)
-        if prediction.dtype.kind in "iu" or _is_whole(prediction):
+        if prediction.dtype.kind in "iu" or (math.isfinite(high) and _is_whole(prediction)):
             mask = np.rint(prediction) != 0
+            if high > MOST_CLASSES and len(np.unique(prediction)) > 2:
+                message = (
+                    f"{where} holds several whole numbers up to {high:.6g}: too many for classes, too high for"
+                    " probabilities. Give a mask (0 is outside), or divide the map so that it lies in [0, 1]."
+                )
+                raise InputError(message)
         elif high > 1 + ROUNDING:
             message = f"{where} holds {high:.6g}, but a probability is at most 1. Give probabilities, not logits."
             raise InputError(message)

@@ -122,7 +122,10 @@ def print_table(evaluation: Evaluation, places: Mapping[str, Path], heading: str
     for point in e.froc.points:
         if point.false_positives_per_case == 1 and e.num_lesions:
             ends = "" if point.reached else " (the curve ends before)"
-            rows["sensitivity at 1 FP per case"] = f"{point.lesion_sensitivity:.2f}{ends}"
+            value = f"{point.lesion_sensitivity:.2f}{ends}"
+            if np.isinf(point.threshold):
+                value = "none: even the surest candidates alone give more (a mask has one confidence)"
+            rows["sensitivity at 1 FP per case"] = value
     rows |= {
         "cases, patients": f"{e.num_cases}, {e.num_patients}",
         "counted from confidence": f"{e.protocol.threshold:.3g}",

@@ -21,7 +21,7 @@ from medfocal.data.transforms import (
     prepare_case,
     to_native,
 )
-from medfocal.errors import ConfigError
+from medfocal.errors import ConfigError, ResourceError
 from medfocal.volume import Volume
 
 SHAPE, SPACING_MM = (24, 20, 16), (0.5, 1.0, 3.0)
@@ -336,6 +336,18 @@ def test_transposition_swaps_the_first_two_axes_of_image_and_label_and_is_exact(
             np.testing.assert_array_equal(found[key].numpy(), expected)
         turned += swap
     assert 4 < turned < 16
+
+
+def test_a_mistyped_spacing_is_refused_before_memory_is_asked_for():
+    affine = np.diag([0.5, 1.0, 3.0, 1.0])
+    case = CaseVolumes(
+        Case("s1", "s1", "test", ()),
+        np.zeros((1, 12, 10, 8), np.float32),
+        Volume(np.zeros((12, 10, 8), np.uint8), affine),
+        None,
+    )
+    with pytest.raises(ResourceError, match=r"more than 5e\+09\. Choose a coarser spacing_mm"):
+        prepare_case(case, Preprocessing(spacing_mm=(1e-4, 1e-4, 1e-4)))
 
 
 def placed(spacing_mm):

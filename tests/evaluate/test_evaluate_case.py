@@ -91,3 +91,17 @@ def test_different_shapes_are_refused_with_both():
 def test_value_that_is_no_probability_is_refused_with_the_case(value, said):
     with pytest.raises(InputError, match=f"case 'one': the prediction {said}"):
         evaluate([], [(bar(1, 3), 0.5), (bar(5, 6), value)])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_a_map_in_percent_is_neither_mask_nor_probability(kind):
+    percent = np.zeros((12, 10, 8), kind)
+    percent[2, 2, 2], percent[5, 5, 5] = 3, 90
+    with pytest.raises(InputError, match=r"holds several whole numbers up to 90: .* divide the map"):
+        evaluate_case(percent, percent, np.eye(4), case="s1")
+
+
+def test_a_mask_of_one_high_number_is_a_mask():
+    mask = np.zeros((12, 10, 8), np.uint8)
+    mask[2, 2, 2] = 255
+    assert len(evaluate_case(mask, mask, np.eye(4), case="s1").candidates) == 1
