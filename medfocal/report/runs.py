@@ -6,6 +6,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,8 +21,10 @@ from medfocal.infer.candidates import mask_at
 from medfocal.report.figures import write_curves
 from medfocal.report.page import write_report
 from medfocal.report.pictures import CaseImages
-from medfocal.train.run import RunResult
 from medfocal.volume import is_volume, read_labels, read_volume, volume_name
+
+if TYPE_CHECKING:
+    from medfocal.train.run import RunResult  # importing it imports torch, which evaluating does without
 
 
 @dataclass(frozen=True)
