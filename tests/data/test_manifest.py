@@ -197,6 +197,6 @@ def test_what_is_no_json_object_is_an_input_error(tmp_path, data, message):
 
 
 def test_a_missing_dataset_file_and_a_folder_are_input_errors(tmp_path):
-    for path in (tmp_path / "dataset.json", tmp_path):
-        with pytest.raises(InputError, match=r"does not exist. Set data\.dataset"):
+    for path, what in ((tmp_path / "dataset.json", "does not exist"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=rf"{what}\. Set data\.dataset"):
             read_manifest(path)
