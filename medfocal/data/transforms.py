@@ -211,8 +211,8 @@ def check_transposable(cases: Sequence[PreparedCase], patch_size: Sequence[int])
 class RandomTransforms:
     """Changes a training patch at random, the same for the same seed.
 
-    Flips, intensities and noise are a few lines of torch: as a chain of MONAI's they took 50 ms for a batch of four
-    32^3 patches, a third of a training step on two cores; so they take under 4. The affine change is MONAI's.
+    Flips, intensities and noise are a few lines of torch, the affine change is MONAI's; why stands in
+    docs/decisions/0004-random-changes-without-monai.md.
 
     Args:
         augmentation: What may happen and how much.
