@@ -25,7 +25,7 @@ usage: medfocal VERB key=value ...
   train      train a 3D U-Net, keep the epoch that finds most lesions, evaluate it
   predict    write masks and tables of candidates for new images
   evaluate   lesion sensitivity and false positives of anybody's masks
-  info       versions and devices; with model=DIR what a model finds
+  info       versions and devices; with model=DIR what a model finds; with figure=focal_loss the loss, drawn
 
 medfocal VERB --help shows a verb's settings.  medfocal train -m seed=1,2,3 runs all three.
 Research use. Not a medical device.
@@ -155,6 +155,7 @@ def _train(conf: dict[str, Any]) -> float | None:
         augmentation=config.construct("transforms.augment", conf["transforms"]["augment"]),
         patch_size=conf["sampling"]["patch_size"],
         lesion_fraction=conf["sampling"]["lesion_fraction"],
+        transplant_probability=conf["sampling"]["transplant_probability"],
         loss=config.build("loss", conf["loss"]),
         build_network=config.build("network", conf["network"]),
         build_optimizer=config.build("optimizer", conf["optimizer"]),
@@ -229,6 +230,13 @@ def _check(conf: dict[str, Any]) -> None:
 
 
 def _info(conf: dict[str, Any]) -> None:
+    if conf["figure"] is not None:
+        from medfocal.progress import say
+        from medfocal.report.loss_figure import FIGURES
+
+        path = FIGURES[conf["figure"]](Path(conf["output"] or f"{conf['figure']}.png"))
+        say(f"the figure is '{path}'")
+        return
     from medfocal.report.cards import describe_installation, describe_model
 
     print(describe_installation() if conf["model"] is None else describe_model(Path(conf["model"])), end="")

@@ -90,10 +90,11 @@ class DataConfig:
 
 @dataclass
 class SamplingConfig:
-    """Arguments of `medfocal.data.sampling.LesionBalancedSampler`."""
+    """Arguments of `medfocal.data.sampling.LesionBalancedSampler` and `medfocal.data.transplant.LesionTransplants`."""
 
     patch_size: list[int] = MISSING
     lesion_fraction: float = MISSING
+    transplant_probability: float = MISSING
 
 
 @dataclass
@@ -175,6 +176,8 @@ class InfoConfig(CommonConfig):
     """medfocal info."""
 
     model: str | None = None
+    figure: str | None = None
+    output: str | None = None
 
 
 SCHEMAS: Mapping[str, type] = {
@@ -292,14 +295,11 @@ def check(conf: DictConfig) -> dict[str, Any]:
             found = _at(plain, group)
             _check_arguments(group, name, _own(group, found))
             construct(group, found)
-    for key, (low, high) in LIMITS.items():
-        if plain.get(key) is not None and not low <= plain[key] <= high:
-            message = (
-                f"{key} must be {f'in [{low:g}, {high:g}]' if high == 1 else f'{low:g} or more'}, got {plain[key]}"
-            )
-            raise ConfigError(message)
+    _check_limits(plain)
     if "trainer" in plain:
         _check_training(plain)
+    if "figure" in plain:
+        _check_figure(plain)
     return plain
 
 
@@ -345,18 +345,31 @@ def _check_schema(node: DictConfig, prefix: str = "") -> None:
             _check_schema(child, f"{prefix}{key}.")
 
 
+def _check_limits(values: Mapping[str, Any]) -> None:
+    for key, (low, high) in LIMITS.items():
+        if values.get(key) is not None and not low <= values[key] <= high:
+            message = (
+                f"{key} must be {f'in [{low:g}, {high:g}]' if high == 1 else f'{low:g} or more'}, got {values[key]}"
+            )
+            raise ConfigError(message)
+
+
 def _check_training(values: Mapping[str, Any]) -> None:
     """Make everything that training will make, on stand-ins, and pass a patch of the right size through it."""
     import torch
 
     from medfocal.data.sampling import check_sampling
+    from medfocal.data.transplant import check_transplant_probability
 
     run_id = values["run"]["id"]
     if run_id is not None and (not run_id.isprintable() or run_id[:1] in {"", "."} or run_id != Path(run_id).name):
         message = f"run.id becomes the name of a folder, so {run_id!r} cannot be one"
         raise ConfigError(message)
     _reworded("trainer", TrainerSettings(**values["trainer"]).check)
-    _reworded("sampling", functools.partial(check_sampling, **values["sampling"]))
+    sampling = dict(values["sampling"])
+    probability = sampling.pop("transplant_probability")
+    _reworded("sampling", functools.partial(check_transplant_probability, probability))
+    _reworded("sampling", functools.partial(check_sampling, **sampling))
     for group in ("loss", "schedule"):
         build(group, values[group])
     make = build("optimizer", values["optimizer"])
@@ -366,6 +379,29 @@ def _check_training(values: Mapping[str, Any]) -> None:
         network = _reworded("network", lambda: build_network(in_channels=1, out_channels=2))
         patch = torch.zeros(2, 1, *values["sampling"]["patch_size"])
         _reworded("sampling.patch_size", lambda: network(patch))
+
+
+def _check_figure(values: Mapping[str, Any]) -> None:
+    """Refuse a figure that cannot be drawn, and settings of `info` of which one would have no effect."""
+    from medfocal.report.loss_figure import FIGURES
+
+    name, model, output = (values[key] for key in ("figure", "model", "output"))
+    if name is None:
+        if output is not None:
+            message = f"output '{output}' is where a figure goes; choose one: figure={'|'.join(FIGURES)}"
+            raise ConfigError(message)
+        return
+    if name not in FIGURES:
+        near = difflib.get_close_matches(name, FIGURES, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        message = f"there is no figure '{name}'{hint}. Figures: {', '.join(FIGURES)}."
+        raise ConfigError(message)
+    if model is not None:
+        message = f"figure '{name}' has nothing to do with model '{model}'; give one of them"
+        raise ConfigError(message)
+    if output is not None and Path(output).suffix.lower() != ".png":
+        message = f"output '{output}' must end in .png, which is what a figure is written as"
+        raise ConfigError(message)
 
 
 def build(group: str, values: Mapping[str, Any]) -> Callable[..., Any] | Any:
@@ -427,7 +463,7 @@ def _check_arguments(group: str, name: str, values: Mapping[str, Any]) -> None:
             message = f"{group}: {name} has no '{key}'{hint}. Correct the override or the file in conf/."
             raise ConfigError(message)
         if not _fits(value, parameters[key].annotation):
-            wanted = inspect.formatannotation(parameters[key].annotation)
+            wanted = inspect.formatannotation(parameters[key].annotation).replace("collections.abc.", "")
             message = f"{group}.{key}: {name} takes {wanted}, got {value!r}"
             raise ConfigError(message)
     if not target.__module__.startswith("medfocal."):
@@ -448,6 +484,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if parts is not None:
         if parts is Literal:
             return True  # a Literal: the constructor's own message names the choices
+        if isinstance(parts, type) and issubclass(parts, Mapping):
+            return isinstance(value, dict) and all(_fits(item, choices[1]) for item in value.values())
         return isinstance(value, list) and all(_fits(item, choices[0]) for item in value)
     if hint in {int, float}:
         return isinstance(value, int | hint) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from medfocal.components import find_components
 from medfocal.data.transforms import PreparedCase, body_mask
 from medfocal.errors import DatasetError
+
+Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,10 @@ class LesionBalancedSampler:
             if places.body[tuple(centre)]:
                 return self._located(case, centre, None)
 
+    def body(self, place: PatchLocation) -> NDArray[np.bool_]:
+        """Which voxels of a patch belong to the body; none outside the volume."""
+        return cut_patch(self._cases[place.case].body, place.start, self.patch_size)
+
     def _located(self, case: int, centre: NDArray[np.int64], lesion: int | None) -> PatchLocation:
         shape = self._cases[case].shape
         start = []
@@ -124,7 +131,7 @@ class LesionBalancedSampler:
         return PatchLocation(case, (i, j, k), (start[0], start[1], start[2]), lesion)
 
 
-def cut_patch(array: NDArray[np.generic], start: Sequence[int], size: Sequence[int]) -> NDArray[np.generic]:
+def cut_patch(array: NDArray[Scalar], start: Sequence[int], size: Sequence[int]) -> NDArray[Scalar]:
     """Cut `(..., I, J, K)`; what lies outside the volume is 0.
 
     Args:

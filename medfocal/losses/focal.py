@@ -2,41 +2,61 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from medfocal.losses.activation import Activation
+from medfocal.losses.closed_form import Formula
+from medfocal.losses.fused import Backend, Job, compute
+from medfocal.losses.module import TrainingLoss
+from medfocal.losses.options import (
+    Alpha,
+    CapOption,
+    Gamma,
+    LabelSmoothing,
+    Normalize,
+    Soft,
+    channel_weights,
+    check_alpha,
+    check_cap,
+    check_epoch,
+    check_gamma,
+    check_label_smoothing,
+    class_gammas,
+    class_probabilities,
+)
+from medfocal.losses.soft import soft_focal
 from medfocal.losses.target import (
     Labels,
     Probabilities,
     Reduction,
     along_channels,
     check_logits,
+    check_reduction,
     check_target,
     check_weight,
     reduce_voxels,
 )
-
-Alpha = float | Sequence[float] | None
 
 
 def focal_loss(
     logits: Tensor,
     target: Tensor,
     *,
-    gamma: float = 2.0,
+    gamma: Gamma = 2.0,
     alpha: Alpha = None,
     activation: str = "softmax",
-    label_smoothing: float = 0.0,
+    label_smoothing: LabelSmoothing = 0.0,
+    soft: str = "expected",
     weight: Tensor | None = None,
     ignore_index: int | None = None,
+    include_background: bool = True,
+    cap: CapOption = None,
+    normalize: str = "voxels",
     reduction: Reduction = "mean",
+    backend: str = "auto",
 ) -> Tensor:
-    """Focal loss per voxel: L = sum_c alpha_c y_c (1 - p_c)^gamma (-log p_c).
+    """Focal loss per voxel: L = sum_c alpha_c y_c (1 - p_c)^gamma_c (-log p_c).
 
     With softmax the sum runs over the C classes. With sigmoid each channel is a problem of two classes with
     its own sum over foreground and rest, and a voxel's loss is the sum over its channels. At gamma 0 this is
@@ -47,32 +67,46 @@ def focal_loss(
     undoes it.
 
     Values and gradients are computed in fp32 at least and are finite for |logit| <= 1e4; fp32 gradients of
-    confident voxels keep their relative precision. Checking labels costs one synchronisation with the device.
+    confident voxels keep their relative precision. The gradient is a closed form computed with the loss, which saves
+    nothing else for the backward pass; it flows to the logits only and cannot be differentiated again. Checking
+    labels costs one synchronisation with the device; a compiler around the call leaves that check out.
 
     Args:
         logits: (B, C, *spatial) with any number of spatial axes, also none.
         target: Labels of any integer type, (B, *spatial) or (B, 1, *spatial): 0..C - 1 with softmax; with
             sigmoid 0 is the background and 1..C are the channels. Or probabilities, floating point, in the
             logits' shape; only their shape and type are checked.
-        gamma: Focusing exponent, >= 0.
+        gamma: Focusing exponent, >= 0; or one per class, the background first (asymmetric focal loss). With sigmoid
+            the first is that of the rest in every channel.
         alpha: None weighs all classes 1. A number in (0, 1), for two softmax classes or one sigmoid channel
             only, weighs the foreground alpha and the background 1 - alpha. A sequence with softmax holds one
             weight > 0 per class; with sigmoid one number in (0, 1) per channel, each as the single number
             would be.
         activation: "softmax" or "sigmoid".
         label_smoothing: e in [0, 1): y becomes (1 - e) y + e / C with softmax, (1 - e) y + e / 2 with
-            sigmoid.
+            sigmoid. Or {"fg": rate, "bg": rate}, the shares of spurious and of missed marks: a foreground label means
+            background with probability fg, a background label foreground with probability bg. Or a matrix whose row
+            t holds the probabilities of the classes where the label is t (class confusion; softmax, or one sigmoid
+            channel).
+        soft: What the loss of a target between the classes is: "expected" (above), "quality" or "mixture", see
+            `medfocal.losses.options.Soft`. The same for certain labels.
         weight: Weight per voxel, (B, *spatial) or (B, 1, *spatial).
         ignore_index: Label of voxels that have neither loss nor gradient. Only with integer labels.
-        reduction: "mean" divides the weighted sum by the number of voxels that are not ignored, whatever
-            their weights and alpha; without such voxels it is 0 with zero gradients. "sum", or "none" for (B,
+        include_background: False leaves out the term of class 0, with softmax; its logit stays in the softmax.
+        cap: ("zero", t) or ("linear", t): classes with a probability below t are taken for mislabelled, and the loss
+            goes on from there as a constant, without gradient, or along its tangent in p.
+        normalize: What "mean" divides the weighted sum by: "voxels" (their number without the ignored, whatever their
+            weights), "positives", "weight" or "factor", see `medfocal.losses.options.Normalize`.
+        reduction: "mean"; without voxels to count it is 0 with zero gradients. "sum", or "none" for (B,
             *spatial), 0 where ignored.
+        backend: "auto", "eager" or "compiled", see `medfocal.losses.fused.Backend`.
 
     Returns:
         The loss in fp32, or fp64 for fp64 logits.
 
     Raises:
         ValueError: An argument is malformed or contradicts another, or a label is no class.
+        RuntimeError: In the backward pass, with create_graph=True.
 
     Example:
         >>> import torch
@@ -84,151 +118,156 @@ def focal_loss(
         Lin et al., "Focal loss for dense object detection", ICCV 2017, equation 5; extended to several
         classes and to probabilities by the sum over classes above, where the paper has a single p_t.
     """
-    kind = Activation(activation)
-    check_gamma(gamma)
-    check_label_smoothing(label_smoothing)
-    check_logits(logits, kind)
-    checked = check_target(target, logits, activation=kind, ignore_index=ignore_index)
-    voxel_loss = focal_of_log_odds(
-        kind.log_odds(logits), checked, activation=kind, gamma=gamma, alpha=alpha, label_smoothing=label_smoothing
+    loss, _ = focal_loss_and_count(
+        logits,
+        target,
+        gamma=gamma,
+        alpha=alpha,
+        activation=activation,
+        label_smoothing=label_smoothing,
+        soft=soft,
+        weight=weight,
+        ignore_index=ignore_index,
+        include_background=include_background,
+        cap=cap,
+        normalize=normalize,
+        reduction=reduction,
+        backend=backend,
     )
-    return reduce_voxels(voxel_loss, valid=checked.valid, weight=check_weight(weight, logits), reduction=reduction)
+    return loss
 
 
-def focal_of_log_odds(
-    log_odds: Tensor,
-    target: Labels | Probabilities,
+def focal_loss_and_count(
+    logits: Tensor,
+    target: Tensor,
     *,
-    activation: Activation,
-    gamma: float,
+    gamma: Gamma,
     alpha: Alpha,
-    label_smoothing: float,
-) -> Tensor:
-    """Focal loss (B, *) from `Activation.log_odds`, for losses that share them with another term."""
-    weights = channel_weights(alpha, activation=activation, num_channels=log_odds.shape[1])
-    alphas = None if weights is None else log_odds.new_tensor(weights)
-    of_voxels = _softmax_focal if activation is Activation.SOFTMAX else _sigmoid_focal
-    return of_voxels(log_odds, target, gamma, alphas, label_smoothing)
+    activation: str,
+    label_smoothing: LabelSmoothing,
+    soft: str,
+    weight: Tensor | None,
+    ignore_index: int | None,
+    include_background: bool,
+    cap: CapOption,
+    normalize: str,
+    reduction: Reduction,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`focal_loss`, and the number of voxels below the cap (of sigmoid channels: summed over them)."""
+    kind = Activation(activation)
+    check_reduction(reduction)
+    check_logits(logits, kind)
+    formula = make_formula(
+        kind,
+        logits.shape[1],
+        gamma=gamma,
+        alpha=alpha,
+        label_smoothing=label_smoothing,
+        include_background=include_background,
+        cap=cap,
+    )
+    checked = check_target(target, logits, activation=kind, ignore_index=ignore_index)
+    voxel_weight = check_weight(weight, logits)
+    mode, engine, meaning = Normalize(normalize), Backend(backend), Soft(soft)
+    normaliser = make_normaliser(formula, checked, voxel_weight, logits, mode) if reduction == "mean" else None
+    if meaning is not Soft.EXPECTED:
+        if mode is Normalize.FACTOR:
+            raise ValueError(f"normalize='factor' is of the loss with soft='expected', got soft='{meaning}'")
+        voxel_loss = soft_focal(logits, checked, formula, meaning)
+        total = reduce_voxels(voxel_loss, valid=checked.valid, weight=voxel_weight, reduction=reduction, by=normaliser)
+        return total, logits.new_zeros((), dtype=torch.int64)
+    job = Job(
+        formula,
+        checked,
+        voxel_weight,
+        logits.new_ones((), dtype=torch.float64) if reduction == "sum" else normaliser,
+        per_voxel=reduction == "none",
+        backend=engine,
+    )
+    return compute(logits, job)
 
 
-def channel_weights(alpha: Alpha, *, activation: Activation, num_channels: int) -> tuple[float, ...] | None:
-    """Alpha of each channel: class weights with softmax, weights of the foreground with sigmoid.
+def make_formula(
+    activation: Activation,
+    num_channels: int,
+    *,
+    gamma: Gamma,
+    alpha: Alpha,
+    label_smoothing: LabelSmoothing,
+    include_background: bool = True,
+    cap: CapOption = None,
+) -> Formula:
+    """The closed form of these options for logits with this number of channels.
 
     Raises:
-        ValueError: Alpha is out of range, a number where there are more than two classes, or of the wrong
-        length.
+        ValueError: An option is out of range, does not fit the channels or contradicts another.
     """
-    alpha = check_alpha(alpha)
-    if alpha is None:
+    if not include_background and activation is Activation.SIGMOID:
+        raise ValueError("include_background=False needs softmax: sigmoid logits have no channel for the background")
+    return Formula(
+        activation,
+        num_channels,
+        gamma=class_gammas(gamma, activation=activation, num_channels=num_channels),
+        alpha=channel_weights(alpha, activation=activation, num_channels=num_channels),
+        table=class_probabilities(label_smoothing, activation=activation, num_channels=num_channels),
+        include_background=include_background,
+        cap=check_cap(cap),
+    )
+
+
+def make_normaliser(
+    formula: Formula, target: Labels | Probabilities, weight: Tensor | None, logits: Tensor, mode: Normalize
+) -> Tensor | None:
+    """What the sum of the loss is divided by, 0-dimensional fp64; None where only the logits tell ("factor")."""
+    if mode is Normalize.FACTOR:
         return None
-    if isinstance(alpha, float):
-        num_classes = activation.num_classes(num_channels)
-        if num_classes != 2:
-            raise ValueError(
-                f"alpha {alpha} is one number, which weighs two classes, but {activation} logits with {num_channels} "
-                f"channels have {num_classes}; give {num_channels} values"
-            )
-        return (1.0 - alpha, alpha) if activation is Activation.SOFTMAX else (alpha,)
-    if len(alpha) != num_channels:
-        raise ValueError(f"alpha must have one value per channel, {num_channels}, got {len(alpha)}: {alpha}")
-    if activation is Activation.SIGMOID and not all(0.0 < value < 1.0 for value in alpha):
-        raise ValueError(f"alpha of each sigmoid channel must be in (0, 1), got {alpha}")
-    return alpha
+    if mode is Normalize.VOXELS:
+        if target.valid is not None:
+            return target.valid.sum(dtype=torch.float64)
+        return logits.new_full((), logits[:, 0].numel(), dtype=torch.float64)
+    if mode is Normalize.POSITIVES:
+        if isinstance(target, Labels):
+            positives = (target.values > 0).sum(dtype=torch.float64)  # the ignored are 0
+        else:
+            positives = formula.activation.foreground(target.values).sum(dtype=torch.float64)
+        return positives.clamp_min(1.0)
+    of_voxels = alpha_of_voxels(formula, target, logits)
+    return reduce_voxels(of_voxels, valid=target.valid, weight=weight, reduction="sum").double()
 
 
-def check_gamma(gamma: float) -> float:
-    """Return gamma as a float if it is finite and >= 0."""
-    if not (math.isfinite(gamma) and gamma >= 0.0):
-        raise ValueError(f"gamma must be finite and >= 0, got {gamma}")
-    return float(gamma)
+def alpha_of_voxels(formula: Formula, target: Labels | Probabilities, logits: Tensor) -> Tensor:
+    """sum_c alpha_c y_c of the target before smoothing, (B, *) in fp32 at least; with sigmoid summed over channels."""
+    like = logits.new_empty((0,), dtype=torch.promote_types(logits.dtype, torch.float32))
+    if formula.activation is Activation.SOFTMAX:
+        alphas = like.new_tensor([formula.alpha_of(c) for c in range(formula.num_channels)])
+        if isinstance(target, Labels):
+            return alphas[target.values.long()]
+        return (along_channels(alphas, logits.ndim) * target.values).sum(dim=1)
+    pairs = like.new_tensor([formula.alphas_of_pair(c) for c in range(formula.num_channels)])
+    rest, one = along_channels(pairs[:, 0], logits.ndim), along_channels(pairs[:, 1], logits.ndim)
+    shares = target.foreground(formula.num_channels) if isinstance(target, Labels) else target.values
+    return (rest + (one - rest) * shares).sum(dim=1)
 
 
-def check_label_smoothing(label_smoothing: float) -> float:
-    """Return label_smoothing as a float if it is in [0, 1)."""
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    return float(label_smoothing)
-
-
-def check_alpha(alpha: Alpha) -> float | tuple[float, ...] | None:
-    """Return alpha in plain types if its values can be weights of some number of classes."""
-    if alpha is None:
-        return None
-    if isinstance(alpha, int | float):
-        if not 0.0 < alpha < 1.0:
-            raise ValueError(f"alpha must be in (0, 1), or one weight per class, got {alpha}")
-        return float(alpha)
-    values = tuple(float(value) for value in alpha)
-    if not all(math.isfinite(value) and value > 0.0 for value in values):
-        raise ValueError(f"alpha must hold finite weights > 0, got {values}")
-    return values
-
-
-def _penalty(log_odds: Tensor, gamma: float) -> Tensor:
-    """(1 - p)^gamma (-log p) at p = sigmoid(log_odds).
-
-    The power is taken as exp(gamma log(1 - p)), whose derivative never holds (1 - p)^(gamma - 1): autograd
-    then yields the closed form -(1 - p)^gamma (1 - p - gamma p log p), finite for every gamma >= 0.
-    """
-    cross_entropy = -F.logsigmoid(log_odds)
-    if gamma == 0.0:
-        return cross_entropy
-    return torch.exp(gamma * F.logsigmoid(-log_odds)) * cross_entropy
-
-
-def _softmax_focal(
-    log_odds: Tensor, target: Labels | Probabilities, gamma: float, alphas: Tensor | None, smoothing: float
-) -> Tensor:
-    if isinstance(target, Labels) and smoothing == 0.0:
-        index = target.index
-        labelled = _penalty(log_odds.gather(1, index), gamma)
-        return (labelled if alphas is None else alphas[index] * labelled).squeeze(1)
-    of_classes = _penalty(log_odds, gamma)
-    if alphas is not None:
-        of_classes = along_channels(alphas, of_classes.ndim) * of_classes
-    if isinstance(target, Labels):
-        labelled = of_classes.gather(1, target.index).squeeze(1)
-    else:
-        labelled = (target.values * of_classes).sum(dim=1)
-    if smoothing == 0.0:
-        return labelled
-    return (1.0 - smoothing) * labelled + smoothing * of_classes.mean(dim=1)
-
-
-def _sigmoid_focal(
-    log_odds: Tensor, target: Labels | Probabilities, gamma: float, alphas: Tensor | None, smoothing: float
-) -> Tensor:
-    alpha = None if alphas is None else along_channels(alphas, log_odds.ndim)
-    if isinstance(target, Labels):
-        foreground = target.foreground(log_odds.shape[1])
-        if smoothing == 0.0:
-            labelled = _penalty(torch.where(foreground, log_odds, -log_odds), gamma)
-            if alpha is not None:
-                labelled = torch.where(foreground, alpha, 1.0 - alpha) * labelled
-            return labelled.sum(dim=1)
-        probability = foreground.to(log_odds.dtype)
-    else:
-        probability = target.values
-    probability = (1.0 - smoothing) * probability + smoothing / 2.0
-    of_foreground = probability * _penalty(log_odds, gamma)
-    of_rest = (1.0 - probability) * _penalty(-log_odds, gamma)
-    if alpha is not None:
-        of_foreground, of_rest = alpha * of_foreground, (1.0 - alpha) * of_rest
-    return (of_foreground + of_rest).sum(dim=1)
-
-
-class FocalLoss(nn.Module):
-    """`focal_loss` with its options fixed, as the mean over valid voxels.
+class FocalLoss(TrainingLoss):
+    """`focal_loss` with its options fixed, as the mean that `normalize` says.
 
     Called `loss(logits, target, weight=None)`. `gamma=0.0` is cross-entropy, or binary cross-entropy with
     sigmoid.
 
     Args:
-        gamma: Focusing exponent, >= 0.
+        gamma: Focusing exponent, >= 0, or one per class.
         alpha: None, one number in (0, 1) for two classes, or one per channel.
         activation: "softmax" or "sigmoid".
-        label_smoothing: Uniform smoothing, in [0, 1).
+        label_smoothing: A rate, {"fg": rate, "bg": rate} or a matrix, as in `focal_loss`.
+        soft: "expected", "quality" or "mixture".
         ignore_index: Label of voxels without loss, or None.
+        include_background: Whether the term of class 0 counts, with softmax.
+        cap: None, ("zero", t) or ("linear", t).
+        cap_start_epoch: Epoch from 0 at which the cap begins: early on a model finds many right labels wrong.
+        normalize: "voxels", "positives", "weight" or "factor".
+        backend: "auto", "eager" or "compiled".
 
     Raises:
         ValueError: An argument is out of range.
@@ -237,35 +276,58 @@ class FocalLoss(nn.Module):
     def __init__(
         self,
         *,
-        gamma: float = 2.0,
+        gamma: Gamma = 2.0,
         alpha: Alpha = None,
         activation: str = "softmax",
-        label_smoothing: float = 0.0,
+        label_smoothing: LabelSmoothing = 0.0,
+        soft: str = "expected",
         ignore_index: int | None = None,
+        include_background: bool = True,
+        cap: CapOption = None,
+        cap_start_epoch: int = 0,
+        normalize: str = "voxels",
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.gamma = check_gamma(gamma)
         self.alpha = check_alpha(alpha)
         self.activation = Activation(activation).value
         self.label_smoothing = check_label_smoothing(label_smoothing)
+        self.soft = Soft(soft).value
         self.ignore_index = ignore_index
+        self.include_background = include_background
+        self.cap = check_cap(cap)
+        self.cap_start_epoch = check_epoch("cap_start_epoch", cap_start_epoch)
+        self.normalize = Normalize(normalize).value
+        self.backend = Backend(backend).value
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         """Mean loss; shapes as in `focal_loss`."""
-        return focal_loss(
+        cap = self.cap if self.epoch >= self.cap_start_epoch else None
+        loss, num_capped = focal_loss_and_count(
             logits,
             target,
             gamma=self.gamma,
             alpha=self.alpha,
             activation=self.activation,
             label_smoothing=self.label_smoothing,
+            soft=self.soft,
             weight=weight,
             ignore_index=self.ignore_index,
+            include_background=self.include_background,
+            cap=cap,
+            normalize=self.normalize,
+            reduction="mean",
+            backend=self.backend,
         )
+        if self.cap is not None:
+            self._add_num_dropped(num_capped)
+        return loss
 
     def extra_repr(self) -> str:
         """Options, for `print(loss)`."""
-        return (
-            f"gamma={self.gamma}, alpha={self.alpha}, activation={self.activation!r}, "
-            f"label_smoothing={self.label_smoothing}, ignore_index={self.ignore_index}"
-        )
+        names = (
+            "gamma", "alpha", "activation", "label_smoothing", "soft", "ignore_index", "include_background", "cap",
+            "cap_start_epoch", "normalize", "backend",
+        )  # fmt: skip
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

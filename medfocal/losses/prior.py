@@ -14,23 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from medfocal.losses.activation import Activation
-from medfocal.losses.focal import Alpha, channel_weights, check_gamma
+from medfocal.losses.options import Alpha, Gamma, channel_weights, class_gammas
 from medfocal.losses.target import along_channels
 
 # Log-odds beyond this are 0 or 1 in double precision with their logarithms still finite.
 _MAX_LOG_ODDS = 700.0
 
 
-def stationary_probability(foreground_fraction: float, *, gamma: float = 0.0, alpha: float | None = None) -> float:
+def stationary_probability(foreground_fraction: float, *, gamma: Gamma = 0.0, alpha: float | None = None) -> float:
     """Constant foreground probability at which the mean focal loss over voxels of two classes is stationary.
 
     Args:
         foreground_fraction: Share f of foreground voxels, in (0, 1).
-        gamma: Focusing exponent, >= 0.
+        gamma: Focusing exponent, >= 0, or those of background and foreground.
         alpha: Weight of the foreground in (0, 1), 1 - alpha of the background. None: equal weights.
 
     Returns:
-        The root p of alpha f (1 - p) w(p) = (1 - alpha) (1 - f) p w(1 - p); f itself at gamma 0 and equal
+        The root p of alpha f (1 - p) w_1(p) = (1 - alpha) (1 - f) p w_0(1 - p); f itself at gamma 0 and equal
         weights.
 
     Raises:
@@ -42,7 +42,8 @@ def stationary_probability(foreground_fraction: float, *, gamma: float = 0.0, al
     """
     weights = channel_weights(alpha, activation=Activation.SOFTMAX, num_channels=2) or (1.0, 1.0)
     fractions = _foreground_fractions(foreground_fraction, num_foreground=1, activation=Activation.SOFTMAX)
-    log_odds = _stationary_log_odds((1.0 - fractions[0], *fractions), gamma=check_gamma(gamma), weights=weights)
+    gammas = class_gammas(gamma, activation=Activation.SOFTMAX, num_channels=2)
+    log_odds = _stationary_log_odds((1.0 - fractions[0], *fractions), gammas=gammas, weights=weights)
     return _sigmoid(log_odds[1])
 
 
@@ -50,14 +51,14 @@ def init_prior_bias_(
     head: nn.Module,
     foreground_fraction: float | Sequence[float],
     *,
-    gamma: float = 0.0,
+    gamma: Gamma = 0.0,
     alpha: Alpha = None,
     activation: str = "softmax",
 ) -> nn.Module:
     """Set the last bias in place so that the initial probabilities are the loss's stationary point.
 
-    From there neither class drives the first steps alone. The weights stay as they are. With label smoothing
-    e, pass the fraction that the loss sees: (1 - e) f + e / C, or (1 - e) f + e / 2 with sigmoid.
+    From there neither class drives the first steps alone. The weights stay as they are. With label smoothing pass
+    the fractions that the loss sees, from `smoothed_shares`.
 
     Args:
         head: A layer with a bias, one element per channel.
@@ -76,8 +77,9 @@ def init_prior_bias_(
     bias = getattr(head, "bias", None)
     if not isinstance(bias, Tensor) or bias.ndim != 1:
         raise ValueError(f"head must have a bias with one element per channel, got {head}")
-    kind, gamma = Activation(activation), check_gamma(gamma)
+    kind = Activation(activation)
     num_channels = bias.numel()
+    gammas = class_gammas(gamma, activation=kind, num_channels=num_channels)
     weights = channel_weights(alpha, activation=kind, num_channels=num_channels)
     num_foreground = kind.num_classes(num_channels) - 1
     if num_foreground < 1:
@@ -85,23 +87,23 @@ def init_prior_bias_(
     fractions = _foreground_fractions(foreground_fraction, num_foreground=num_foreground, activation=kind)
     if kind is Activation.SOFTMAX:
         shares = (1.0 - math.fsum(fractions), *fractions)
-        log_odds = _stationary_log_odds(shares, gamma=gamma, weights=weights or (1.0,) * num_channels)
+        log_odds = _stationary_log_odds(shares, gammas=gammas, weights=weights or (1.0,) * num_channels)
         values = [_log_sigmoid(value) for value in log_odds]
     else:
         values = [
-            _stationary_log_odds((1.0 - fraction, fraction), gamma=gamma, weights=(1.0 - alpha_c, alpha_c))[1]
-            for fraction, alpha_c in zip(fractions, weights or (0.5,) * num_channels, strict=True)
+            _stationary_log_odds((1.0 - share, share), gammas=(gammas[0], gamma_c), weights=(1.0 - alpha_c, alpha_c))[1]
+            for share, gamma_c, alpha_c in zip(fractions, gammas[1:], weights or (0.5,) * num_channels, strict=True)
         ]
     with torch.no_grad():
         bias.copy_(bias.new_tensor(values))
     return head
 
 
-def focal_posterior(probability: Tensor, *, gamma: float, alpha: Alpha = None, activation: str = "softmax") -> Tensor:
+def focal_posterior(probability: Tensor, *, gamma: Gamma, alpha: Alpha = None, activation: str = "softmax") -> Tensor:
     """Class probabilities that a model trained to the optimum of focal loss means by its outputs.
 
-    The map keeps the order of two classes, and makes probabilities more extreme: 0.6 becomes 0.7475 at gamma
-    2.
+    With one gamma the map keeps the order of two classes, and makes probabilities more extreme: 0.6 becomes
+    0.7475 at gamma 2.
 
     Args:
         probability: With softmax (B, C, *spatial), C >= 2, summing to 1 along axis 1. With sigmoid (B, C,
@@ -120,7 +122,7 @@ def focal_posterior(probability: Tensor, *, gamma: float, alpha: Alpha = None, a
         Charoenphakdee et al., "On focal loss for class-posterior probability estimation", CVPR 2021;
         alpha is our addition.
     """
-    kind, gamma = Activation(activation), check_gamma(gamma)
+    kind = Activation(activation)
     if not probability.is_floating_point() or probability.ndim < 2:
         raise ValueError(
             f"probability must be a floating point tensor (B, C, *spatial), got {probability.dtype} of shape "
@@ -130,21 +132,23 @@ def focal_posterior(probability: Tensor, *, gamma: float, alpha: Alpha = None, a
     weights = channel_weights(alpha, activation=kind, num_channels=num_channels)
     probability = probability.to(torch.promote_types(probability.dtype, torch.float32))
     alphas = None if weights is None else along_channels(probability.new_tensor(weights), probability.ndim)
-    if kind is Activation.SIGMOID:
-        log_ratio = _log_ratio(probability, 1.0 - probability, gamma) - _log_ratio(
-            1.0 - probability, probability, gamma
-        )
-        return torch.sigmoid(log_ratio if alphas is None else log_ratio - torch.logit(alphas))
-    if num_channels < 2:
+    if kind is Activation.SOFTMAX and num_channels < 2:
         raise ValueError(
             f"softmax needs at least 2 channels, got probabilities of shape {tuple(probability.shape)}; "
             "use activation='sigmoid'"
         )
-    log_ratio = _log_ratio(probability, 1.0 - probability, gamma)
+    of_classes = probability.new_tensor(class_gammas(gamma, activation=kind, num_channels=num_channels))
+    if kind is Activation.SIGMOID:
+        of_foreground = along_channels(of_classes[1:], probability.ndim)
+        log_ratio = _log_ratio(probability, 1.0 - probability, of_foreground) - _log_ratio(
+            1.0 - probability, probability, of_classes[0]
+        )
+        return torch.sigmoid(log_ratio if alphas is None else log_ratio - torch.logit(alphas))
+    log_ratio = _log_ratio(probability, 1.0 - probability, along_channels(of_classes, probability.ndim))
     return torch.softmax(log_ratio if alphas is None else log_ratio - alphas.log(), dim=1)
 
 
-def _log_ratio(probability: Tensor, rest: Tensor, gamma: float) -> Tensor:
+def _log_ratio(probability: Tensor, rest: Tensor, gamma: Tensor) -> Tensor:
     """log(p / w(p)) with rest = 1 - p; finite also at 0 and 1."""
     tiny = torch.finfo(probability.dtype).tiny
     log_p = probability.clamp_min(tiny).log()
@@ -173,19 +177,21 @@ def _foreground_fractions(
     return fractions
 
 
-def _stationary_log_odds(shares: Sequence[float], *, gamma: float, weights: Sequence[float]) -> tuple[float, ...]:
-    """Log-odds x_c with sum_c p_c = 1 and p_c / w(p_c) proportional to weights_c * shares_c.
+def _stationary_log_odds(
+    shares: Sequence[float], *, gammas: Sequence[float], weights: Sequence[float]
+) -> tuple[float, ...]:
+    """Log-odds x_c with sum_c p_c = 1 and p_c / w_c(p_c) proportional to weights_c * shares_c.
 
     Found by nested bisection. The outer unknown is that of the background, the inner ones follow from it.
     """
     masses = [math.log(weight * share) for weight, share in zip(weights, shares, strict=True)]
 
-    def log_odds_at(log_ratio: float) -> float:
+    def log_odds_at(log_ratio: float, gamma: float) -> float:
         return _root(lambda x: _log_ratio_at(x, gamma) - log_ratio)
 
     def foreground(background: float) -> list[float]:
-        level = _log_ratio_at(background, gamma) - masses[0]
-        return [log_odds_at(level + mass) for mass in masses[1:]]
+        level = _log_ratio_at(background, gammas[0]) - masses[0]
+        return [log_odds_at(level + mass, gamma) for mass, gamma in zip(masses[1:], gammas[1:], strict=True)]
 
     def excess(background: float) -> float:
         return math.fsum(_sigmoid(x) for x in foreground(background)) - _sigmoid(-background)

@@ -107,11 +107,20 @@ def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
     return _without_channel(weight, logits, name="weight").to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def reduce_voxels(loss: Tensor, *, valid: Tensor | None, weight: Tensor | None, reduction: Reduction) -> Tensor:
+def check_reduction(reduction: str) -> None:
+    """Refuse what is not a reduction."""
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def reduce_voxels(
+    loss: Tensor, *, valid: Tensor | None, weight: Tensor | None, reduction: Reduction, by: Tensor | None = None
+) -> Tensor:
     """Weight a loss (B, *) by voxel, drop ignored voxels, and reduce it.
 
-    The mean divides by the number of valid voxels, whatever their weights; without any valid voxel it is 0.
+    The mean divides by the number of valid voxels, whatever their weights, or by `by`; where that is 0 the mean is 0.
     """
+    check_reduction(reduction)
     if weight is not None:
         loss = loss * weight
     if valid is not None:
@@ -120,11 +129,9 @@ def reduce_voxels(loss: Tensor, *, valid: Tensor | None, weight: Tensor | None, 
         return loss
     if reduction == "sum":
         return loss.sum()
-    if reduction != "mean":
-        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
-    if valid is None:
-        return loss.sum() / max(loss.numel(), 1)
-    return loss.sum() / valid.sum().clamp_min(1)
+    if by is None:
+        by = loss.new_tensor(loss.numel()) if valid is None else valid.sum()
+    return loss.sum() / torch.where(by > 0, by, 1).to(loss.dtype)
 
 
 def _without_channel(voxels: Tensor, logits: Tensor, *, name: str) -> Tensor:
@@ -140,8 +147,8 @@ def _without_channel(voxels: Tensor, logits: Tensor, *, name: str) -> Tensor:
 
 
 def _check_range(labels: Tensor, *, activation: Activation, num_channels: int, ignore_index: int | None) -> None:
-    if labels.numel() == 0:
-        return
+    if labels.numel() == 0 or torch.compiler.is_compiling():
+        return  # a compiled function cannot stop to look at values
     num_classes = activation.num_classes(num_channels)
     lowest, highest = (int(value) for value in torch.aminmax(labels))
     if lowest < 0 or highest >= num_classes:

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from medfocal.data.sampling import LesionBalancedSampler, cut_patch
 from medfocal.data.transforms import PreparedCase, RandomTransforms
+from medfocal.data.transplant import LesionTransplants
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class BatchSource:
     Args:
         cases: The sampler's cases, in its order.
         sampler: Says where to cut.
+        transplants: Sets lesions into what was cut.
         augment: Random changes of a patch, or None.
         batch_size: Patches a batch.
         seed: Of the random changes.
@@ -37,6 +40,7 @@ class BatchSource:
         cases: Sequence[PreparedCase],
         sampler: LesionBalancedSampler,
         *,
+        transplants: LesionTransplants,
         augment: RandomTransforms | None,
         batch_size: int,
         seed: int,
@@ -44,6 +48,7 @@ class BatchSource:
         self._images = [case.image.numpy() for case in cases]
         self._labels = [case.label.numpy()[None] for case in cases if case.label is not None]
         self._sampler = sampler
+        self._transplants = transplants
         self._augment = augment
         self._batch_size = batch_size
         self._seed = seed
@@ -69,28 +74,32 @@ class BatchSource:
     def foreground_shares(self, num_classes: int, num_patches: int = 256) -> list[float]:
         """Share of each lesion class among the voxels of the first patches: what the loss will see.
 
-        Random changes are left out; they hardly move it.
+        Transplants count; random changes are left out, as they hardly move it.
         """
         counts = np.zeros(num_classes)
         for index in range(num_patches):
-            place = self._sampler.draw(0, index)
-            label = cut_patch(self._labels[place.case], place.start, self._sampler.patch_size)
+            _, label = self._cut(0, index)
             counts += np.bincount(label.ravel(), minlength=num_classes)
         # A class that these patches do not show gets half a voxel: its logarithm must exist.
         return [float(count) for count in np.maximum(counts[1:], 0.5) / counts.sum()]
 
     def _patch(self, epoch: int, index: int) -> dict[str, torch.Tensor]:
-        place = self._sampler.draw(epoch, index)
-        size = self._sampler.patch_size
-        patch: dict[str, torch.Tensor] = {
-            "image": torch.from_numpy(cut_patch(self._images[place.case], place.start, size)),
-            "label": torch.from_numpy(cut_patch(self._labels[place.case], place.start, size)),
-        }
+        image, label = self._cut(epoch, index)
+        patch: dict[str, torch.Tensor] = {"image": torch.from_numpy(image), "label": torch.from_numpy(label)}
         if self._augment is not None:
             words = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)
             self._augment.set_random_state(int(words[0]))
             patch = self._augment(patch)
         return patch
+
+    def _cut(self, epoch: int, index: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        """Image `(C, I, J, K)` and classes `(1, I, J, K)` of a patch with its transplants, before random changes."""
+        place, size = self._sampler.draw(epoch, index), self._sampler.patch_size
+        image = cut_patch(self._images[place.case], place.start, size)
+        label = cut_patch(self._labels[place.case], place.start, size)
+        body = self._sampler.body(place)
+        self._transplants(image, label[0], body=body, case=place.case, epoch=epoch, index=index)
+        return image, label
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

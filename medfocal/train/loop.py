@@ -15,13 +15,14 @@ from torch import nn
 
 from medfocal.data.sampling import LesionBalancedSampler
 from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms, check_transposable
+from medfocal.data.transplant import LesionTransplants
 from medfocal.errors import ConfigError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases
 from medfocal.evaluate.froc import read_froc
 from medfocal.files import write_csv
 from medfocal.infer.predict import predict_case
 from medfocal.infer.window import uses_bfloat16
-from medfocal.losses import init_prior_bias_
+from medfocal.losses import init_prior_bias_, smoothed_shares
 from medfocal.model import Model, ModelCard, OperatingPoint
 from medfocal.progress import track
 from medfocal.train.batches import BatchSource, to_device
@@ -30,9 +31,10 @@ from medfocal.train.settings import TrainerSettings
 
 LOG = logging.getLogger("medfocal.train")
 
-#: Columns of metrics.csv. The last five are empty for epochs without validation.
+#: Columns of metrics.csv. The last five are empty for epochs without validation; dropped_share, of voxels that the loss
+#: took for mislabelled, where it takes none for that.
 METRICS = (
-    "epoch", "step", "loss", "learning_rate", "seconds",
+    "epoch", "step", "loss", "dropped_share", "learning_rate", "seconds",
     "lesion_sensitivity", "cpm", "threshold", "voxel_dice", "num_lesions",
 )  # fmt: skip
 
@@ -65,6 +67,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     augmentation: Augmentation,
     patch_size: Sequence[int],
     lesion_fraction: float,
+    transplant_probability: float,
     settings: TrainerSettings,
     protocol: Protocol,
     seed: int,
@@ -81,12 +84,13 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         validation: Prepared cases to choose the epoch and the operating point on; none keeps the last epoch.
         card: Describes the model; its operating points are replaced.
         network: With a `head`, on the CPU.
-        loss: `loss(logits, target)` with `activation`, `gamma` and `alpha`.
+        loss: A `medfocal.losses.TrainingLoss`.
         build_optimizer: Takes the parameters.
         schedule: Factor on the learning rate from the share of training done.
         augmentation: Random changes of patches.
         patch_size: Voxels `(I, J, K)`.
         lesion_fraction: Share of lesion-centred patches.
+        transplant_probability: Of a lesion set into a patch, and of another one after each.
         settings: How long and how.
         protocol: Rules of the validation.
         seed: Of patches and random changes. The caller has seeded the weights.
@@ -97,14 +101,16 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
 
     Raises:
         ConfigError: The augmentation does not suit the cases, or the loss is no longer finite.
-        DatasetError: No training case has a lesion.
+        DatasetError: No training case has a lesion, or none can be transplanted.
         ModelError: A checkpoint is damaged.
     """
     if augmentation.transpose_probability > 0:
         check_transposable(training, patch_size)
     sampler = LesionBalancedSampler(training, patch_size=patch_size, lesion_fraction=lesion_fraction, seed=seed)
+    transplants = LesionTransplants(training, patch_size=patch_size, probability=transplant_probability, seed=seed)
+    changes = RandomTransforms(augmentation)
     batches = BatchSource(
-        training, sampler, augment=RandomTransforms(augmentation), batch_size=settings.batch_size, seed=seed
+        training, sampler, transplants=transplants, augment=changes, batch_size=settings.batch_size, seed=seed
     )
     shares = batches.foreground_shares(len(card.labels))
     LOG.info(
@@ -112,7 +118,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         len(training), len(sampler.lesions), len(validation), sum(shares),
     )  # fmt: skip
     if settings.prior_bias:
-        smoothed = [smoothed_share(share, loss, len(card.labels)) for share in shares]
+        smoothed = smoothed_shares(shares, label_smoothing=loss.label_smoothing, activation=loss.activation)
         head = network.get_submodule("head")
         init_prior_bias_(head, smoothed, gamma=loss.gamma, alpha=loss.alpha, activation=loss.activation)
     network.to(device)
@@ -134,6 +140,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     for epoch in range(first_epoch, settings.max_epochs):
         started, loss_sum = time.monotonic(), torch.zeros((), device=device)
         network.train()
+        loss.start_epoch(epoch)
         steps = track(batches.epoch(epoch, settings.steps_per_epoch), f"epoch {epoch + 1}", settings.steps_per_epoch)
         for step, batch in enumerate(steps):
             factor = schedule((epoch * settings.steps_per_epoch + step) / total_steps)
@@ -156,10 +163,14 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
                 f"the loss of epoch {epoch + 1} is {mean_loss}; lower optimizer.lr or set trainer.precision=float32"
             )
             raise ConfigError(message)
+        num_dropped = loss.take_num_dropped()
+        num_voxels = settings.steps_per_epoch * settings.batch_size * math.prod(patch_size)
+        dropped_share = None if num_dropped is None else num_dropped / num_voxels
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * settings.steps_per_epoch,
             "loss": mean_loss,
+            "dropped_share": dropped_share,
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
         }
         score: tuple[float, float] | None = None
@@ -253,15 +264,11 @@ def choose_operating_points(
     )
 
 
-def smoothed_share(share: float, loss: Any, num_classes: int) -> float:
-    """The share of a lesion class that the loss sees once labels are smoothed."""
-    amount = float(getattr(loss, "label_smoothing", 0.0))
-    return (1 - amount) * share + amount / (num_classes if loss.activation == "softmax" else 2)
-
-
 def describe(row: Mapping[str, Any], settings: TrainerSettings) -> str:
     """One line for an epoch."""
     line = f"epoch {row['epoch']:>3} of {settings.max_epochs}  loss {row['loss']:.5f}  {row['seconds']:.1f} s"
+    if row.get("dropped_share") is not None:
+        line += f"  {row['dropped_share']:.2e} of the voxels taken for mislabelled"
     if "lesion_sensitivity" in row:
         found = round(row["lesion_sensitivity"] * row["num_lesions"]) if row["num_lesions"] else 0
         line += (

@@ -31,8 +31,6 @@ from medfocal.progress import track
 from medfocal.train.loop import train
 from medfocal.train.settings import TrainerSettings
 
-LOG = logging.getLogger("medfocal.train")
-
 #: Configuration that may differ between the start of a run and its continuation.
 MAY_CHANGE = ("run.id", "paths.runs", "trainer.max_epochs", "trainer.num_threads", "device", "debug")
 
@@ -105,6 +103,7 @@ def run_training(
     augmentation: Augmentation,
     patch_size: Sequence[int],
     lesion_fraction: float,
+    transplant_probability: float,
     loss: Any,
     build_network: Callable[..., torch.nn.Module],
     build_optimizer: Callable[..., torch.optim.Optimizer],
@@ -127,6 +126,7 @@ def run_training(
         augmentation: Random changes of patches.
         patch_size: Voxels `(I, J, K)`.
         lesion_fraction: Share of lesion-centred patches.
+        transplant_probability: Of a lesion set into a patch, and of another one after each.
         loss: See `medfocal.train.loop.train`.
         build_network: Takes `in_channels` and `out_channels`.
         build_optimizer: Takes the parameters.
@@ -138,7 +138,7 @@ def run_training(
 
     Raises:
         InputError: A case cannot be read or its files do not belong together.
-        DatasetError: There is no training case, or none has a lesion.
+        DatasetError: There is no training case, none has a lesion, or no lesion can be transplanted.
         ConfigError: The folder was started with another configuration.
     """
     if not manifest.split("training"):
@@ -178,6 +178,7 @@ def run_training(
         augmentation=augmentation,
         patch_size=patch_size,
         lesion_fraction=lesion_fraction,
+        transplant_probability=transplant_probability,
         settings=settings,
         protocol=protocol,
         seed=seed,
@@ -287,16 +288,17 @@ def _set_up_torch(settings: TrainerSettings, seed: int) -> None:
 
 
 def _start_log(path: Path) -> None:
-    """Send the log to the console and to a file; a second run in one process starts anew."""
-    for handler in list(LOG.handlers):
-        LOG.removeHandler(handler)
+    """Send the log of the whole package to the console and to a file; a second run in one process starts anew."""
+    log = logging.getLogger("medfocal")
+    for handler in list(log.handlers):
+        log.removeHandler(handler)
         handler.close()
     to_file = logging.FileHandler(path, encoding="utf-8")
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    LOG.addHandler(to_file)
-    LOG.addHandler(logging.StreamHandler(sys.stdout))
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False
+    log.addHandler(to_file)
+    log.addHandler(logging.StreamHandler(sys.stdout))
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 def _write_records(folder: Path, configuration: Mapping[str, Any], manifest: Manifest, device: torch.device) -> None:

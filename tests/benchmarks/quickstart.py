@@ -24,6 +24,7 @@ ARMS = {
         "trainer.prior_bias=false",
         "sampling=anywhere",
     ),
+    "focal, prior bias, lesion patches, no transplants": ("sampling.transplant_probability=0",),
 }
 
 

@@ -173,6 +173,35 @@ def test_a_command_leaves_nothing_of_hydras_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_info_draws_the_loss_and_tells_where_it_wrote(tmp_path):
+    named, default = (
+        run("info", "figure=focal_loss", *words, folder=tmp_path) for words in (["output=deep/er.png"], [])
+    )
+    assert (named.code, named.out, named.err) == (0, "the figure is 'deep/er.png'\n", "")
+    assert (default.code, default.out, default.err) == (0, "the figure is 'focal_loss.png'\n", "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "focal_loss.png"]
+    drawn = (tmp_path / "focal_loss.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG\r\n\x1a\n")
+    assert (tmp_path / "deep" / "er.png").read_bytes() == drawn
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["figure=focal_lss"], "no figure 'focal_lss' (did you mean 'focal_loss'?). Figures: focal_loss."),
+        (["figure=x"], "no figure 'x'. Figures: focal_loss."),
+        (["figure=focal_loss", "model=m"], "figure 'focal_loss' has nothing to do with model 'm'; give one of them"),
+        (["figure=focal_loss", "output=a.svg"], "output 'a.svg' must end in .png"),
+        (["figure=focal_loss", "output=''"], "output '' must end in .png"),
+        (["output=a.png"], "output 'a.png' is where a figure goes; choose one: figure=focal_loss"),
+    ],
+    ids=str,
+)
+def test_a_figure_that_cannot_be_drawn_is_refused(words, told, tmp_path):
+    assert_refused(run("info", *words, folder=tmp_path), 2, told)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_sweep_goes_on_after_a_fault_and_ends_with_its_code(tmp_path):
     ended = run("info", "-m", "model=nowhere,null", folder=tmp_path)
     assert ended.code == 4

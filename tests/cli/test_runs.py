@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import time
 
@@ -11,7 +12,7 @@ from commands import TINY, assert_refused, run, start
 
 
 def train(dataset, *overrides):
-    return ["train", *TINY, f"data.dataset={dataset}", *overrides]
+    return ["train", *TINY, "sampling.transplant_probability=0.5", f"data.dataset={dataset}", *overrides]
 
 
 def weights(folder):
@@ -49,6 +50,19 @@ def test_a_sweep_makes_a_run_folder_for_each_seed(tmp_path, bare):
     folders = sorted((tmp_path / "runs" / "default").iterdir())
     assert sorted(json.loads((f / "model" / "model.json").read_text())["training"]["seed"] for f in folders) == [1, 2]
     assert weights(folders[0]) != weights(folders[1])
+
+
+def test_transplants_reach_training_and_its_lesion_share(tmp_path, bare):
+    shares, sums = [], []
+    for probability in (0, 0.9):
+        words = [f"run.id=q{probability}", "trainer.max_epochs=1", f"sampling.transplant_probability={probability}"]
+        ended = run(*train(bare, *words), folder=tmp_path)
+        assert (ended.code, ended.err) == (0, "")
+        folder = tmp_path / "runs" / "default" / f"q{probability}"
+        shares.append(float(re.search(r"lesion share of patches (\S+)", (folder / "train.log").read_text())[1]))
+        sums.append(weights(folder))
+    assert shares[1] > 1.1 * shares[0]
+    assert sums[0] != sums[1]
 
 
 def test_two_runs_started_together_have_folders_of_their_own_and_the_same_weights(tmp_path, bare):

@@ -141,6 +141,21 @@ def test_an_experiment_opens_with_its_question_and_wins_over_the_groups(name):
     assert OmegaConf.to_container(OmegaConf.merge(composed_values, stated)) == composed_values
 
 
+@pytest.mark.parametrize(
+    ("overrides", "lesion_fraction", "transplant_probability"),
+    [
+        (["data.dataset=d.json"], 0.5, 0.0),
+        (["data.dataset=d.json", "sampling=anywhere"], 0.0, 0.0),
+        (["experiment=quickstart"], 0.5, 0.5),
+    ],
+    ids=str,
+)
+def test_lesions_are_transplanted_where_it_is_asked_for(overrides, lesion_fraction, transplant_probability):
+    sampling = composed("train", *overrides).sampling
+    assert sampling.lesion_fraction == lesion_fraction
+    assert sampling.transplant_probability == transplant_probability
+
+
 def test_every_verb_has_a_schema_a_file_and_a_function():
     from medfocal.cli import DESCRIPTION, FUNCTIONS
 

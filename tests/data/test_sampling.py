@@ -126,6 +126,19 @@ def test_a_volume_smaller_than_the_patch_lies_in_its_middle_among_zeros():
     assert np.count_nonzero(patch) == 5 * 6 * 4
 
 
+def test_the_body_of_a_patch_is_that_of_its_place_and_none_outside_the_volume():
+    inside = np.zeros((5, 20, 4), bool)
+    inside[1:4, 2:19, 1:3] = True
+    source = sampler([prepared(((2, 3), (2, 3), (1, 2)), shape=(5, 20, 4), body=inside)], patch_size=(8, 6, 9))
+    for index in range(20):
+        place = source.draw(0, index)
+        body = source.body(place)
+        assert body.shape == (8, 6, 9)
+        np.testing.assert_array_equal(body[1:6, :, 2:6], inside[:, place.start[1] : place.start[1] + 6])
+        assert not body[[0, 6, 7]].any()
+        assert not body[:, :, [0, 1, 6, 7, 8]].any()
+
+
 def test_draws_do_not_depend_on_the_order_of_the_calls():
     cases = [prepared(ONE_VOXEL, LARGE), prepared(SMALL)]
     first, second = sampler(cases, lesion_fraction=0.5), sampler(cases, lesion_fraction=0.5)

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from medfocal.data.manifest import Case
 from medfocal.data.sampling import LesionBalancedSampler, cut_patch
 from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms
+from medfocal.data.transplant import LesionTransplants
 from medfocal.train.batches import Batch, BatchSource, to_device
 from medfocal.volume import Volume
 
 SHAPE, PATCH = (14, 12, 10), (8, 6, 4)
+WIDE, WIDE_PATCH = (30, 28, 26), (11, 12, 10)  # room for lesions of 2 x 3 x 1 voxels with three around them
 
 
-def cases():
+def cases(shape=SHAPE):
     found = []
     for number, value in enumerate((1, 2)):
         rng = np.random.default_rng(number)
-        label = np.zeros(SHAPE, np.uint8)
+        label = np.zeros(shape, np.uint8)
         label[6:8, 5:8, 4] = value
-        image = torch.from_numpy(rng.uniform(1, 2, (2, *SHAPE)).astype(np.float32))
-        grid = Volume(np.zeros(SHAPE), np.eye(4))
+        image = torch.from_numpy(rng.uniform(1, 2, (2, *shape)).astype(np.float32))
+        image[:, 0, 0, 0] = 0  # air, so that all else belongs to the body
+        grid = Volume(np.zeros(shape), np.eye(4))
         case = Case(f"c{number}", f"c{number}", "training", ())
         found.append(PreparedCase(case, image, np.eye(4), torch.from_numpy(label), grid, label.astype(np.int16)))
     return found
 
 
-def source(*, augment=True, seed=3, batch_size=3, lesion_fraction=0.5):
-    known = cases()
-    sampler = LesionBalancedSampler(known, patch_size=PATCH, lesion_fraction=lesion_fraction, seed=seed)
+def source(*, augment=True, seed=3, batch_size=3, lesion_fraction=0.5, probability=0.0, known=None, patch=PATCH):
+    known = known or cases()
+    sampler = LesionBalancedSampler(known, patch_size=patch, lesion_fraction=lesion_fraction, seed=seed)
+    transplants = LesionTransplants(known, patch_size=patch, probability=probability, seed=seed)
     chain = RandomTransforms(Augmentation(affine_probability=0.5)) if augment else None
-    return BatchSource(known, sampler, augment=chain, batch_size=batch_size, seed=seed)
+    return BatchSource(known, sampler, transplants=transplants, augment=chain, batch_size=batch_size, seed=seed)
+
+
+def with_transplants(**changes):
+    settings = {"lesion_fraction": 0.3, "probability": 0.6, "known": cases(WIDE), "patch": WIDE_PATCH}
+    return source(**settings | changes)
 
 
 def same(first, second):
@@ -47,10 +59,11 @@ def test_a_batch_has_plain_tensors_of_the_promised_shape_and_type():
     assert type(batch.label) is torch.Tensor
 
 
+@pytest.mark.parametrize("make", [source, with_transplants])
 @pytest.mark.parametrize("augment", [True, False])
-def test_an_epoch_gives_the_batches_of_its_steps_in_order(augment):
-    whole = list(source(augment=augment).epoch(4, 5))
-    alone = source(augment=augment)
+def test_an_epoch_gives_the_batches_of_its_steps_in_order(make, augment):
+    whole = list(make(augment=augment).epoch(4, 5))
+    alone = make(augment=augment)
     assert len(whole) == 5
     for step in (4, 2, 0, 1, 3):  # in another order and from a fresh source
         assert same(whole[step], alone.batch(4, step))
@@ -83,8 +96,54 @@ def test_without_augmentation_a_batch_is_what_the_sampler_names():
         np.testing.assert_array_equal(batch.label[place_in_batch], label)
 
 
-def test_foreground_shares_are_those_of_the_first_patches():
-    made = source(augment=False, batch_size=64)
+def test_with_transplants_a_batch_is_what_these_make_of_each_case_epoch_and_index():
+    """The cases differ in spacing, so that each gets lesions of its own only."""
+    known = cases(WIDE)
+    known[1] = replace(known[1], affine=np.diag([1, 1, 2, 1.0]))
+    batch = with_transplants(known=known, augment=False, batch_size=20).batch(2, 1)
+    sampler = LesionBalancedSampler(known, patch_size=WIDE_PATCH, lesion_fraction=0.3, seed=3)
+    transplants = LesionTransplants(known, patch_size=WIDE_PATCH, probability=0.6, seed=3)
+    for place_in_batch in range(20):
+        index = 20 + place_in_batch
+        place = sampler.draw(2, index)
+        image = cut_patch(known[place.case].image.numpy(), place.start, WIDE_PATCH)
+        label = cut_patch(known[place.case].label.numpy(), place.start, WIDE_PATCH)
+        transplants(image, label, body=sampler.body(place), case=place.case, epoch=2, index=index)
+        np.testing.assert_array_equal(batch.image[place_in_batch], image)
+        np.testing.assert_array_equal(batch.label[place_in_batch], label)
+
+
+def test_transplants_bring_lesions_of_both_cases_into_patches_of_either():
+    """Patches anywhere, without and with: the same places, more lesions, and values of the other case's class."""
+    settings = {"augment": False, "batch_size": 40, "lesion_fraction": 0.0}
+    before, after = (with_transplants(**settings, probability=q).batch(0, 0) for q in (0.0, 0.6))
+    known = cases(WIDE)
+    places = LesionBalancedSampler(known, patch_size=WIDE_PATCH, lesion_fraction=0.0, seed=3)
+    seen = set()
+    for index in range(40):
+        case = places.draw(0, index).case
+        new = (after.label[index] > 0) & (before.label[index] == 0)
+        far = torch.from_numpy(~ndimage.binary_dilation(new.numpy(), iterations=4))
+        assert torch.equal(after.image[index][:, far], before.image[index][:, far])
+        assert torch.equal(after.label[index][~new], before.label[index][~new])
+        seen |= {(case, int(value)) for value in after.label[index][new].unique()}
+    assert seen == {(case, value) for case in (0, 1) for value in (1, 2)}
+
+
+def test_the_cases_themselves_keep_their_lesions():
+    known = cases(WIDE)
+    before = [(case.image.clone(), case.label.clone()) for case in known]
+    for step in range(10):
+        with_transplants(known=known, lesion_fraction=0.0).batch(0, step)
+    for case, (image, label) in zip(known, before, strict=True):
+        assert torch.equal(case.image, image)
+        assert torch.equal(case.label, label)
+
+
+@pytest.mark.parametrize("make", [source, with_transplants])
+def test_foreground_shares_are_those_of_the_first_patches(make):
+    """With transplants: the loss sees these too."""
+    made = make(augment=False, batch_size=64)
     labels = made.batch(0, 0).label
     expected = [float((labels == value).double().mean()) for value in (1, 2)]
     assert made.foreground_shares(3, num_patches=64) == pytest.approx(expected)
