@@ -18,6 +18,7 @@ confident voxels and are finite for every gamma >= 0.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -81,13 +82,13 @@ class VoxelTerms:
         loss: L, summed over sigmoid channels.
         gradient: dL/dz of each channel.
         factor: sum_c y_c (1 - p_c)^gamma, summed over sigmoid channels; None if not asked for.
-        num_capped: Number of classes whose target has a probability below the cap; None without a cap.
+        capped: Whether a class with a share in the target has a probability below the cap, bool; None without a cap.
     """
 
     loss: Tensor
     gradient: list[Tensor]
     factor: Tensor | None
-    num_capped: Tensor | None
+    capped: Tensor | None
 
 
 def focal_terms(
@@ -119,7 +120,9 @@ def focal_terms(
         loss=_sum([part.loss for part in parts]),
         gradient=[part.gradient[0] for part in parts],
         factor=_sum([part.factor for part in parts if part.factor is not None]) if factor else None,
-        num_capped=_sum([part.num_capped for part in parts if part.num_capped is not None]) if formula.cap else None,
+        capped=functools.reduce(torch.logical_or, [part.capped for part in parts if part.capped is not None])
+        if formula.cap
+        else None,
     )
 
 
@@ -173,18 +176,16 @@ def _pair(
     else:
         of_class = target[:, problem]
         of_rest = 1.0 - of_class
-    shares = _smoothed_pair(formula, of_rest, of_class, problem=problem)
     of_rest_tail, of_class_tail = _tails(x)
-    rest = _penalty(of_rest_tail, gammas[0], formula.cap)
-    one = _penalty(of_class_tail, gammas[1], formula.cap)
-    weight_of_rest, weight_of_class = alphas[0] * shares[0], alphas[1] * shares[1]
-    # What each lacks is the other's probability.
-    slope = weight_of_rest * rest.weight * one.probability - weight_of_class * one.weight * rest.probability
+    marked = _marked_pair(formula, of_rest, of_class, problem=problem)
+    rest = _term(of_rest_tail, gammas[0], formula.cap, *marked[0])
+    one = _term(of_class_tail, gammas[1], formula.cap, *marked[1])
+    slope = _by(alphas[0], rest.weight) * of_rest_tail.rest - _by(alphas[1], one.weight) * of_class_tail.rest
     return VoxelTerms(
-        loss=weight_of_rest * rest.loss + weight_of_class * one.loss,
+        loss=_by(alphas[0], rest.loss) + _by(alphas[1], one.loss),
         gradient=[_times(scale, slope)],
-        factor=shares[0] * rest.power + shares[1] * one.power if factor else None,
-        num_capped=_below(of_rest * rest.probability + of_class * one.probability, formula.cap),
+        factor=rest.power + one.power if factor else None,
+        capped=_any_below(formula.cap, alphas, (of_rest, of_class), (rest.probability, one.probability)),
     )
 
 
@@ -210,22 +211,23 @@ def _labelled_of_pair(
         loss=loss,
         gradient=[torch.addcmul(slope, of_class, slope, value=-2.0)],
         factor=term.power if factor else None,
-        num_capped=_below(term.probability, formula.cap),
+        capped=_any_below(formula.cap, alphas, (1.0 - of_class, of_class), (term.probability, term.probability)),
     )
 
 
-def _smoothed_pair(formula: Formula, of_rest: Tensor, of_class: Tensor, *, problem: int) -> tuple[Tensor, Tensor]:
-    """Shares of rest and class after smoothing."""
+def _marked_pair(
+    formula: Formula, of_rest: Tensor, of_class: Tensor, *, problem: int
+) -> tuple[tuple[Tensor, Tensor | None], tuple[Tensor, Tensor | None]]:
+    """Of rest and of class: the share that was marked as such and stays, and the share that smoothing brings."""
     table = formula.table
     if table is None:
-        return of_rest, of_class
+        return (of_rest, None), (of_class, None)
     if formula.activation is Activation.SOFTMAX:
-        return (
-            table[0][0] * of_rest + table[1][0] * of_class,
-            table[0][1] * of_rest + table[1][1] * of_class,
-        )
-    smoothed = table[0][problem] * of_rest + table[problem + 1][problem] * of_class
-    return 1.0 - smoothed, smoothed
+        (rest_stays, missed), (spurious, class_stays) = table
+    else:
+        missed, class_stays = table[0][problem], table[problem + 1][problem]
+        rest_stays, spurious = 1.0 - missed, 1.0 - class_stays
+    return (rest_stays * of_rest, spurious * of_class), (class_stays * of_class, missed * of_rest)
 
 
 def _labelled_class(
@@ -247,7 +249,9 @@ def _labelled_class(
         loss=loss,
         gradient=masses.gradient(weight * portion, weight * tail.rest),
         factor=term.power if factor else None,
-        num_capped=_below(term.probability, formula.cap),
+        capped=_any_below(
+            formula.cap, alphas, _one_hot(logits, label) if formula.cap else [], [term.probability] * len(alphas)
+        ),
     )
 
 
@@ -293,8 +297,6 @@ def _all_classes(formula: Formula, logits: Tensor, target: Tensor, *, scale: Ten
     """Softmax over several classes, each of which may have a term."""
     channels = range(formula.num_channels)
     given = _one_hot(logits, target) if target.ndim == 2 else list(target.unbind(1))
-    table = formula.table
-    shares = given if table is None else [_select([row[c] for row in table], given) for c in channels]
     shifted, exponentials = _shifted(logits)
     # The largest are exactly 1. Left out and added back, the total less 1 keeps all its digits.
     is_largest = [(z == 0.0).to(z.dtype) for z in shifted]
@@ -303,23 +305,30 @@ def _all_classes(formula: Formula, logits: Tensor, target: Tensor, *, scale: Ten
     portion, log_total = 1.0 / total, torch.log1p(total_less_1)
     lost = total_less_1 - (total - 1.0)
     probabilities = [e * portion for e in exponentials]
-    terms, losses, weights, slopes = [], [], [], []
+    terms, weights, slopes = [], [], []
     for c in channels:
         rest = (total - exponentials[c] + is_largest[c] * lost) * portion
-        term = _penalty(_Tail(log_total - shifted[c], rest, probabilities[c]), formula.gamma[c], formula.cap)
-        share = formula.alpha_of(c) * shares[c]
-        terms.append(term)
-        losses.append(share * term.loss)
-        weights.append(_times(scale, share * term.weight))
+        tail = _Tail(log_total - shifted[c], rest, probabilities[c])
+        terms.append(_term(tail, formula.gamma[c], formula.cap, *_marked(formula, given, c)))
+        weights.append(_times(scale, _by(formula.alpha_of(c), terms[c].weight)))
         slopes.append(weights[c] * rest)
     sum_of_weights = _sum(weights)
     return VoxelTerms(
-        loss=_sum(losses),
+        loss=_sum([_by(formula.alpha_of(c), terms[c].loss) for c in channels]),
         # p_k (sum_c a_c - a_k) - a_k (1 - p_k)
         gradient=[probabilities[c] * (sum_of_weights - weights[c]) - slopes[c] for c in channels],
-        factor=_sum([share * term.power for share, term in zip(shares, terms, strict=True)]) if factor else None,
-        num_capped=_below(_sum([share * p for share, p in zip(given, probabilities, strict=True)]), formula.cap),
+        factor=_sum([term.power for term in terms]) if factor else None,
+        capped=_any_below(formula.cap, [formula.alpha_of(c) for c in channels], given, probabilities),
     )
+
+
+def _marked(formula: Formula, given: Sequence[Tensor], c: int) -> tuple[Tensor, Tensor | None]:
+    """Of class c: the share that was marked as such and stays, and the share that smoothing brings."""
+    if formula.table is None:
+        return given[c], None
+    column = [row[c] for row in formula.table]
+    others = [0.0 if label == c else value for label, value in enumerate(column)]
+    return column[c] * given[c], _select(others, given)
 
 
 class _Tail(NamedTuple):
@@ -411,6 +420,20 @@ def _labelled_penalty(
     )
 
 
+def _term(tail: _Tail, gamma: float, cap: Cap | None, marked: Tensor, smoothed: Tensor | None) -> _Penalty:
+    """The penalty times the share of the class. The cap is for what was marked, not for what smoothing brings."""
+    if smoothed is None:
+        return _scaled(_penalty(tail, gamma, cap), marked)
+    if cap is None:
+        return _scaled(_penalty(tail, gamma, None), marked + smoothed)
+    capped, plain = _scaled(_penalty(tail, gamma, cap), marked), _scaled(_penalty(tail, gamma, None), smoothed)
+    return _Penalty(capped.loss + plain.loss, capped.weight + plain.weight, capped.power + plain.power, tail.p)
+
+
+def _scaled(term: _Penalty, share: Tensor) -> _Penalty:
+    return _Penalty(share * term.loss, share * term.weight, share * term.power, term.probability)
+
+
 def _penalty(tail: _Tail, gamma: float, cap: Cap | None) -> _Penalty:
     minus_log, rest, p = tail
     if gamma == 0.0:
@@ -457,9 +480,22 @@ def _power(u: Tensor, gamma: float) -> Tensor:
     return u.pow(gamma)
 
 
-def _below(p: Tensor, cap: Cap | None) -> Tensor | None:
-    """1 where a probability is below the cap."""
-    return None if cap is None else (p < cap.probability).to(p.dtype)
+def _any_below(
+    cap: Cap | None, alphas: Sequence[float], shares: Sequence[Tensor], probabilities: Sequence[Tensor]
+) -> Tensor | None:
+    """Whether a class that counts and has a share in the target is below the cap."""
+    if cap is None:
+        return None
+    parts = [
+        (share > 0.0) & (p < cap.probability)
+        for alpha, share, p in zip(alphas, shares, probabilities, strict=True)
+        if alpha > 0.0
+    ]
+    return functools.reduce(torch.logical_or, parts)
+
+
+def _by(alpha: float, values: Tensor) -> Tensor:
+    return values if alpha == 1.0 else alpha * values
 
 
 def _times(scale: Tensor | None, values: Tensor) -> Tensor:

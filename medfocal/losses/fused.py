@@ -12,8 +12,9 @@ import dataclasses
 import enum
 import functools
 import logging
+import math
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -31,8 +32,9 @@ from medfocal.losses.target import Labels, Probabilities
 
 LOG = logging.getLogger("medfocal.losses")
 
-# Voxels of two channels per chunk: with the temporaries of the closed form about the second cache of a core. Other
-# devices keep no such cache, and starting many small kernels costs more than it saves.
+# Voxels of two channels per chunk: with the temporaries of the closed form about the second cache of a core. A thread gets
+# no less than half of it, the least that torch divides among threads. Other devices keep no such cache, and starting many
+# small kernels costs more than it saves.
 _CHUNK_CPU = 2**16
 _CHUNK_OTHER = 2**22
 
@@ -86,14 +88,29 @@ class Job:
     per_voxel: bool = False
     backend: Backend = Backend.AUTO
 
+    @property
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """What is as large as the voxels: target, valid voxels, weight."""
+        return self.target.values, self.target.valid, self.weight
+
+    def of_tensors(self, values: Any, valid: Any, weight: Any) -> Job:
+        """The same with other ones; None lets go of them."""
+        return dataclasses.replace(
+            self, target=dataclasses.replace(self.target, values=values, valid=valid), weight=weight
+        )
+
 
 def compute(logits: Tensor, job: Job) -> tuple[Tensor, Tensor]:
     """The loss, 0-dimensional or (B, *) in fp32 at least, and the number of voxels below the cap.
 
     The gradient flows to the logits alone and cannot be differentiated again.
     """
+    for name, values in (("target", job.target.values), ("weight", job.weight)):
+        if values is not None and values.requires_grad:
+            raise ValueError(f"the gradient flows to the logits only, but {name} requires one; give {name}.detach()")
+    needed = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
-        loss, num_capped = _Fused.apply(logits, job)  # type: ignore[no-untyped-call]
+        loss, num_capped = _Fused.apply(logits, job, needed)  # type: ignore[no-untyped-call]
     return loss, num_capped
 
 
@@ -104,11 +121,10 @@ def _takes_gradient_at_once(device: torch.device) -> bool:
 
 class _Fused(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, job: Job) -> tuple[Tensor, Tensor]:
-        needed = bool(ctx.needs_input_grad[0])
+    def forward(ctx: Any, logits: Tensor, job: Job, needed: bool) -> tuple[Tensor, Tensor]:  # noqa: FBT001  by autograd
         ctx.is_ready = needed and _takes_gradient_at_once(logits.device)
         block = _Block.of(logits, job)
-        factors, region_loss = _factors(block, job)
+        factors, region_loss = _factors(block, job, gradient=needed)
         loss, gradient, num_capped = _main_pass(block, job, factors, loss=True, gradient=ctx.is_ready)
         if job.per_voxel:
             loss = loss.reshape(logits.shape[0], *logits.shape[2:])
@@ -117,32 +133,36 @@ class _Fused(torch.autograd.Function):
             loss = loss * factors.scale
             if region_loss is not None:
                 loss = loss + region_loss.to(loss.dtype)
-        if needed:
-            ctx.job, ctx.factors, ctx.dtype = job, factors, logits.dtype
-            ctx.save_for_backward(gradient.reshape(logits.shape) if ctx.is_ready else logits)
+        # A loss that is kept for a log must not keep voxels: they are saved by way of autograd, which lets go of them.
+        ctx.per_voxel, ctx.dtype = job.per_voxel, logits.dtype
+        if ctx.is_ready:
+            ctx.save_for_backward(gradient.reshape(logits.shape))
+        elif needed:
+            ctx.job, ctx.factors = job.of_tensors(None, None, None), factors
+            ctx.save_for_backward(logits, *job.tensors)
         ctx.mark_non_differentiable(num_capped)
         return loss.to(block.dtype), num_capped
 
     @staticmethod
-    def backward(ctx: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, None]:
+    def backward(ctx: Any, of_loss: Tensor, _: Tensor) -> tuple[Tensor | None, None, None]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the focal loss has no second derivative here: its gradient is a closed form that autograd does not "
                 "see. Call backward or autograd.grad without create_graph=True"
             )
-        job: Job = ctx.job
-        (saved,) = ctx.saved_tensors
-        if ctx.is_ready:
-            if job.per_voxel:
-                return (saved * of_loss.reshape(saved.shape[0], 1, *saved.shape[2:])).to(ctx.dtype), None
-            # Most often the loss is the root of the graph: then its gradient is handed out as it is.
-            if float(of_loss) == 1.0 and saved.dtype == ctx.dtype:
-                return saved, None
-            return (saved * of_loss).to(ctx.dtype), None
-        _, gradient, _ = _main_pass(
-            _Block.of(saved, job), job, ctx.factors.times(of_loss, per_voxel=job.per_voxel), loss=False, gradient=True
-        )
-        return gradient.reshape(saved.shape).to(ctx.dtype), None
+        saved, *tensors = ctx.saved_tensors
+        if not ctx.is_ready:
+            job = ctx.job.of_tensors(*tensors)
+            factors = ctx.factors.times(of_loss, per_voxel=job.per_voxel)
+            _, gradient, _ = _main_pass(_Block.of(saved, job), job, factors, loss=False, gradient=True)
+            gradient = gradient.reshape(saved.shape)
+        elif ctx.per_voxel:
+            gradient = saved * of_loss.unsqueeze(1)
+        elif not torch.compiler.is_compiling() and float(of_loss) == 1.0:
+            gradient = saved  # most often the loss is the root of the graph; a copy would double the memory
+        else:
+            gradient = saved * of_loss
+        return gradient.to(ctx.dtype), None, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +219,10 @@ class _Block:
     def parts(self) -> Iterator[tuple[slice, slice]]:
         """Cuts into chunks of cases and voxels."""
         num_cases, num_channels, num_voxels = self.logits.shape
-        most = _CHUNK_CPU if self.logits.device.type == "cpu" else _CHUNK_OTHER
-        most = max(most * 2 // num_channels, 1)
+        if self.logits.device.type == "cpu":
+            most = max(_CHUNK_CPU * 2 // num_channels, _CHUNK_CPU // 2 * torch.get_num_threads(), 1)
+        else:
+            most = max(_CHUNK_OTHER * 2 // num_channels, 1)
         cases = max(most // max(num_voxels, 1), 1)
         for case in range(0, num_cases, cases):
             for voxel in range(0, num_voxels, most):
@@ -229,7 +251,7 @@ class _Factors:
     def times(self, value: Tensor, *, per_voxel: bool) -> _Factors:
         """These times the gradient that arrives from above."""
         if per_voxel:
-            return _Factors(value.reshape(value.shape[0], -1))
+            return _Factors(value.reshape(value.shape[0], math.prod(value.shape[1:])))
         return _Factors(*(None if part is None else part * value for part in self.tensors))
 
     def part(self, cases: slice, voxels: slice) -> _Factors:
@@ -243,7 +265,7 @@ class _Factors:
         return _Factors(scale, *of_cases)
 
 
-def _factors(block: _Block, job: Job) -> tuple[_Factors, Tensor | None]:
+def _factors(block: _Block, job: Job, *, gradient: bool) -> tuple[_Factors, Tensor | None]:
     """Factors of the gradient, and the loss of the region."""
     if job.per_voxel:
         return _Factors(None), None
@@ -257,12 +279,15 @@ def _factors(block: _Block, job: Job) -> tuple[_Factors, Tensor | None]:
     positive = normaliser > 0
     scale = torch.where(positive, job.focal_weight / torch.where(positive, normaliser, 1.0), 0.0).to(block.dtype)
     if job.region is not None:
-        region_loss, of_overlap, of_size = _differentiate(job.region, sums, pooled=job.pooled, dtype=block.dtype)
+        values = [part.sum(dim=0, keepdim=True) if job.pooled else part for part in sums[:3]]
+        if not gradient:
+            return _Factors(scale), job.region(*values)
+        region_loss, of_overlap, of_size = _differentiate(job.region, values, block.dtype)
     return _Factors(scale, of_overlap, of_size), region_loss
 
 
 class _Sums(NamedTuple):
-    """Sums over voxels: (B, foreground classes) each, and the factor, 0-dimensional."""
+    """Sums over voxels: (B, foreground classes) each; of the factor (B,) or over the cases too, 0-dimensional."""
 
     overlap: Tensor
     size: Tensor
@@ -270,10 +295,10 @@ class _Sums(NamedTuple):
     factor: Tensor
 
 
-def _differentiate(region: Region, sums: _Sums, *, pooled: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    values = [part.sum(dim=0, keepdim=True) if pooled else part for part in sums[:3]]
+def _differentiate(region: Region, values: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """The region's loss and its slopes on the first two sums."""
     with torch.enable_grad():
-        overlap, size = (values[n].detach().requires_grad_() for n in (0, 1))
+        overlap, size = (value.detach().requires_grad_() for value in values[:2])
         loss = region(overlap, size, values[2])
         of_overlap, of_size = torch.autograd.grad(loss, (overlap, size))
     return loss.detach().to(dtype), of_overlap.to(dtype), of_size.to(dtype)
@@ -287,7 +312,8 @@ def _main_pass(
     wanted = _Wanted(loss=loss, gradient=dtype if gradient else None, per_voxel=job.per_voxel)
     done: tuple[Tensor, Tensor, Tensor] | None = _in_one_pass(_whole, block, job, factors, wanted)
     if done is not None:
-        return done
+        loss_of_cases, whole_gradient, capped_of_cases = done
+        return loss_of_cases if job.per_voxel else loss_of_cases.sum(), whole_gradient, capped_of_cases.sum().long()
     total = block.logits.new_zeros((), dtype=torch.float64)
     num_capped = block.logits.new_zeros((), dtype=torch.int64)
     per_voxel = torch.empty_like(block.logits[:, 0], dtype=block.dtype) if loss and job.per_voxel else None
@@ -301,8 +327,8 @@ def _main_pass(
         if buffer is not None:
             for of_channel, values in zip(buffer[cases, :, voxels].unbind(1), terms.gradient, strict=True):
                 of_channel.copy_(values)
-        if terms.num_capped is not None:
-            num_capped += terms.num_capped.sum().long()
+        if terms.capped is not None:
+            num_capped += terms.capped.sum()
     return total if per_voxel is None else per_voxel, total if buffer is None else buffer, num_capped
 
 
@@ -319,9 +345,9 @@ def _voxels(formula: Formula, block: _Block, factors: _Factors, wanted: _Wanted)
     logits, target = block.converted()
     terms = focal_terms(formula, logits, target, scale=factors.scale)
     loss = block.weighted(terms.loss)
-    num_capped = terms.num_capped if block.valid is None or terms.num_capped is None else terms.num_capped * block.valid
+    capped = terms.capped if block.valid is None or terms.capped is None else terms.capped & block.valid
     if wanted.gradient is None:
-        return VoxelTerms(loss, [], None, num_capped)
+        return VoxelTerms(loss, [], None, capped)
     gradient = terms.gradient
     if factors.of_overlap is not None and factors.of_size is not None:
         probabilities = foreground_probabilities(formula, logits)
@@ -331,16 +357,17 @@ def _voxels(formula: Formula, block: _Block, factors: _Factors, wanted: _Wanted)
         ]
         of_region = foreground_gradient(formula, probabilities, slopes)
         gradient = [g + r for g, r in zip(gradient, of_region, strict=True)]
-    return VoxelTerms(loss, [block.weighted(g) for g in gradient], None, num_capped)
+    return VoxelTerms(loss, [block.weighted(g) for g in gradient], None, capped)
 
 
 def _whole(formula: Formula, block: _Block, factors: _Factors, wanted: _Wanted) -> tuple[Tensor, Tensor, Tensor]:
     """The main pass at once, for the compiler."""
     terms = _voxels(formula, block, factors, wanted)
     nothing = block.logits.new_zeros(())
-    loss = terms.loss if wanted.per_voxel else terms.loss.sum()
+    # Summed over voxels only: a sum over cases too is another loop for the compiler, which then stores every voxel.
+    loss = terms.loss if wanted.per_voxel else terms.loss.sum(1)
     gradient = nothing if wanted.gradient is None else torch.stack(terms.gradient, dim=1).to(wanted.gradient)
-    num_capped = nothing if terms.num_capped is None else terms.num_capped.sum()
+    num_capped = nothing if terms.capped is None else terms.capped.sum(1)
     return loss if wanted.loss else nothing, gradient, num_capped
 
 
@@ -349,7 +376,7 @@ def _sums_pass(block: _Block, job: Job) -> _Sums:
     wanted = _WantedSums(region=job.region is not None, factor=job.normaliser is None)
     done: _Sums | None = _in_one_pass(_voxel_sums, block, job, _Factors(None), wanted)
     if done is not None:
-        return done
+        return done._replace(factor=done.factor.sum())
     formula = job.formula
     num_foreground = formula.activation.num_classes(formula.num_channels) - 1
     zeros = block.logits.new_zeros((block.logits.shape[0], num_foreground), dtype=torch.float64)
@@ -358,7 +385,7 @@ def _sums_pass(block: _Block, job: Job) -> _Sums:
         of_part = _voxel_sums(formula, block.part(cases, voxels), _Factors(None), wanted)
         for total, values in zip(sums[:3], of_part[:3], strict=True):
             total[cases] += values
-        sums.factor.add_(of_part.factor)
+        sums.factor.add_(of_part.factor.sum())
     return sums
 
 
@@ -381,7 +408,7 @@ def _voxel_sums(formula: Formula, block: _Block, _: _Factors, wanted: _WantedSum
     if wanted.factor:
         terms = focal_terms(formula, logits, target, factor=True)
         assert terms.factor is not None, "it was asked for"
-        factor = block.weighted(terms.factor).sum()
+        factor = block.weighted(terms.factor).sum(1)
     return _Sums(overlap, size, size_of_target, factor)
 
 
@@ -394,9 +421,17 @@ def _in_one_pass(function: Callable[..., Any], block: _Block, job: Job, factors:
         return None
     if job.backend is Backend.AUTO and block.logits.numel() < _LEAST_LOGITS_TO_COMPILE:
         return None
+    tensors = (block.logits, block.target, block.valid, block.weight, *factors.tensors)
+    key = (function, job.formula, wanted, block.dtype)
+    layout = tuple(None if tensor is None else (tensor.dtype, *tensor.shape, *tensor.stride()) for tensor in tensors)
+    layouts = _layouts.setdefault(key, set())
+    if len(layouts) == _MOST_LAYOUTS and layout not in layouts:
+        return None  # each would cost seconds of compiling
+    layouts.add(layout)
     try:
-        compiled = _compile(function, job.formula, wanted, block.dtype)
-        return compiled(block.logits, block.target, block.valid, block.weight, *factors.tensors)
+        return _compile(*key, layout)(*tensors)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
     except Exception as error:  # noqa: BLE001  a compiler fails in many ways, none of which need stop a training
         _without_compiler.add(device)
         message = str(error).strip().splitlines() or [type(error).__name__]
@@ -407,9 +442,19 @@ def _in_one_pass(function: Callable[..., Any], block: _Block, job: Job, factors:
 #: Kinds of device whose compiler failed once.
 _without_compiler: set[str] = set()
 
+#: Types, shapes and strides of tensors that each formula has been compiled for, and the most of them.
+_layouts: dict[Any, set[Any]] = {}
+_MOST_LAYOUTS = 8
+
 
 @functools.cache
-def _compile(function: types.FunctionType, formula: Formula, wanted: Any, dtype: torch.dtype) -> Callable[..., Any]:
+def _compile(
+    function: types.FunctionType,
+    formula: Formula,
+    wanted: Any,
+    dtype: torch.dtype,
+    layout: Any,  # noqa: ARG001  each gets a function
+) -> Callable[..., Any]:
     def one_pass(
         logits: Tensor,
         target: Tensor,
@@ -422,8 +467,9 @@ def _compile(function: types.FunctionType, formula: Formula, wanted: Any, dtype:
         block = _Block(logits, target, valid, weight, dtype)
         return function(formula, block, _Factors(scale, of_overlap, of_size), wanted)
 
-    # torch counts the versions of a code object and stops compiling at some number: each formula gets its own.
-    own = types.FunctionType(
-        one_pass.__code__.replace(), one_pass.__globals__, one_pass.__name__, None, one_pass.__closure__
-    )
-    return torch.compile(own, fullgraph=True)
+    # torch keeps what it has compiled by code object, and what it has learnt of shapes by the code's name: with one of
+    # each for all, the second formula would be compiled for any number of channels, and the ninth not at all.
+    name = f"one_pass_{_compile.cache_info().currsize}"
+    code = one_pass.__code__.replace(co_name=name)
+    own = types.FunctionType(code, one_pass.__globals__, name, None, one_pass.__closure__)
+    return torch.compile(own, fullgraph=True, dynamic=False)

@@ -45,7 +45,8 @@ class Normalize(enum.StrEnum):
     voxels: The number of voxels.
     positives: The number of voxels labelled as foreground (RetinaNet), at least 1.
     weight: The sum of the voxel weights times the alpha of the label, as in torch's weighted cross-entropy.
-    factor: The sum of (1 - p)^gamma of the labelled class times the voxel weight, as a constant for the gradient.
+    factor: The sum of y_c (1 - p_c)^gamma over classes and voxels, times the voxel weight, as a constant for the
+        gradient; y as smoothed. Of a certain label it is (1 - p)^gamma of that class.
     """
 
     VOXELS = "voxels"

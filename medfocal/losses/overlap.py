@@ -22,7 +22,7 @@ from medfocal.losses.activation import Activation
 from medfocal.losses.instances import check_connectivity, label_instances
 from medfocal.losses.module import TrainingLoss
 from medfocal.losses.options import check_not_negative, check_positive
-from medfocal.losses.target import Labels, check_logits, check_target, check_weight
+from medfocal.losses.target import Labels, check_logits, check_target, check_weight, without_ignored
 
 # Below this a power with an exponent < 1 is replaced by a straight line through 0.
 _BEND = 1e-6
@@ -231,7 +231,7 @@ def noise_robust_dice_loss(
     errors = maps.total((maps.probability - maps.reference).abs().pow(exponent))
     squares_of_reference = maps.total(maps.reference.square())
     squares = maps.total(maps.probability.square()) + squares_of_reference
-    present = squares_of_reference > 0.0
+    present = ~(squares_of_reference <= 0.0)  # a NaN is no absence
     return mean_of_present(errors / torch.where(present, squares + smooth, 1.0), present)
 
 
@@ -351,7 +351,7 @@ def _read(
     kind = Activation(activation)
     check_logits(logits, kind)
     checked = check_target(target, logits, activation=kind, ignore_index=ignore_index)
-    probability = torch.sigmoid(kind.foreground(kind.log_odds(logits)))
+    probability = torch.sigmoid(kind.foreground(kind.log_odds(without_ignored(logits, checked.valid))))
     if isinstance(checked, Labels):
         reference = checked.foreground(probability.shape[1]).to(probability.dtype)
     else:
@@ -385,7 +385,7 @@ def dice_of_sums(overlap: Tensor, sizes: Tensor, size_of_reference: Tensor, smoo
     In an absent one, smooth / (sum p + smooth) would be 0 or 1 by the accident of `smooth`, with a gradient of
     up to 1 / smooth as the prediction empties.
     """
-    present = size_of_reference > 0.0
+    present = ~(size_of_reference <= 0.0)  # a NaN is no absence
     # Where absent, the divisor is replaced before the division so that no NaN reaches the gradient.
     ratio = (2.0 * overlap + smooth) / torch.where(present, sizes + smooth, 1.0)
     return 1.0 - ratio, present
@@ -419,7 +419,7 @@ def tversky_of_sums(
     and is never negative.
     """
     errors = false_positive_weight * false_positives + false_negative_weight * false_negatives
-    present = size_of_reference > 0.0
+    present = ~(size_of_reference <= 0.0)  # a NaN is no absence
     whole = size_of_reference - false_negatives + errors + 0.5 * smooth
     return errors / torch.where(present, whole, 1.0), present
 

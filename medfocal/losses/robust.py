@@ -40,6 +40,7 @@ from medfocal.losses.target import (
     check_target,
     check_weight,
     reduce_voxels,
+    without_ignored,
 )
 
 # Beyond this log-odds, -log p = log(1 + exp(-x)) equals exp(-x) in double precision.
@@ -416,7 +417,7 @@ def margin_penalty(
     expected = (logits.shape[0], *logits.shape[2:])
     if valid is not None and (valid.shape != expected or valid.dtype != torch.bool):
         raise ValueError(f"valid must be bool of shape {expected}, got {valid.dtype} of shape {tuple(valid.shape)}")
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = without_ignored(logits.to(torch.promote_types(logits.dtype, torch.float32)), valid)
     if kind is Activation.SOFTMAX:
         penalty = F.relu(logits.amax(dim=1, keepdim=True) - logits - margin).mean(dim=1)
     else:
@@ -696,7 +697,7 @@ class TrimmedLoss(TrainingLoss):
                 f"{logits.shape[1]} channels, got {len(self.rates)}: {self.rates}"
             )
         voxel_loss = focal_loss(
-            logits,
+            without_ignored(logits, checked.valid),
             checked.values,
             gamma=self.gamma,
             alpha=self.alpha,
@@ -796,7 +797,7 @@ def _reduced(
     kind = Activation(activation)
     check_logits(logits, kind)
     checked = check_target(target, logits, activation=kind, ignore_index=ignore_index)
-    voxel_loss = of_voxels(kind.log_odds(logits), checked, kind)
+    voxel_loss = of_voxels(kind.log_odds(without_ignored(logits, checked.valid)), checked, kind)
     return reduce_voxels(voxel_loss, valid=checked.valid, weight=check_weight(weight, logits), reduction=reduction)
 
 

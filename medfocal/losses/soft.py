@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from medfocal.losses.activation import Activation
 from medfocal.losses.closed_form import Formula
 from medfocal.losses.options import Soft
-from medfocal.losses.target import Labels, Probabilities, along_channels
+from medfocal.losses.target import Labels, Probabilities, along_channels, without_ignored
 
 
 def soft_focal(logits: Tensor, target: Labels | Probabilities, formula: Formula, soft: Soft) -> Tensor:
@@ -42,7 +42,7 @@ def soft_focal(logits: Tensor, target: Labels | Probabilities, formula: Formula,
         )
     if soft is Soft.MIXTURE and len(set(formula.gamma)) > 1:
         raise ValueError(f"soft='mixture' weighs classes together and needs one gamma, got {formula.gamma}")
-    log_odds = formula.activation.log_odds(logits)
+    log_odds = formula.activation.log_odds(without_ignored(logits, target.valid))
     shares = smoothed_target(target, formula, like=log_odds)
     if formula.activation is Activation.SOFTMAX:
         alphas = [formula.alpha_of(c) for c in range(formula.num_channels)]

@@ -54,7 +54,7 @@ def along_channels(values: Tensor, num_axes: int) -> Tensor:
 
 def check_logits(logits: Tensor, activation: Activation) -> None:
     """Refuse logits that are not floating point (B, C, *), or a softmax over one channel."""
-    if not logits.is_floating_point() or logits.ndim < 2:
+    if not logits.is_floating_point() or logits.ndim < 2 or logits.shape[1] == 0:
         raise ValueError(
             "logits must be a floating point tensor (B, C, *spatial), "
             f"got {logits.dtype} of shape {tuple(logits.shape)}"
@@ -107,6 +107,11 @@ def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
     return _without_channel(weight, logits, name="weight").to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def without_ignored(logits: Tensor, valid: Tensor | None) -> Tensor:
+    """Logits (B, C, *) that are 0 where ignored: whatever stands there, even NaN, must reach no gradient."""
+    return logits if valid is None else logits.masked_fill(~valid.unsqueeze(1), 0.0)
+
+
 def check_reduction(reduction: str) -> None:
     """Refuse what is not a reduction."""
     if reduction not in ("none", "mean", "sum"):
@@ -121,10 +126,12 @@ def reduce_voxels(
     The mean divides by the number of valid voxels, whatever their weights, or by `by`; where that is 0 the mean is 0.
     """
     check_reduction(reduction)
+    if valid is not None:
+        # Both: what stands in an ignored voxel may be NaN.
+        loss = loss.masked_fill(~valid, 0.0)
+        weight = None if weight is None else weight.masked_fill(~valid, 0.0)
     if weight is not None:
         loss = loss * weight
-    if valid is not None:
-        loss = loss.masked_fill(~valid, 0.0)
     if reduction == "none":
         return loss
     if reduction == "sum":

@@ -31,8 +31,8 @@ from medfocal.train.settings import TrainerSettings
 
 LOG = logging.getLogger("medfocal.train")
 
-#: Columns of metrics.csv. The last five are empty for epochs without validation; dropped_share, of voxels that the loss
-#: took for mislabelled, where it takes none for that.
+#: Columns of metrics.csv. The last five are empty for epochs without validation. dropped_share is the share of voxels
+#: that the loss took for mislabelled (cap, trimming), empty for a loss that does not judge labels.
 METRICS = (
     "epoch", "step", "loss", "dropped_share", "learning_rate", "seconds",
     "lesion_sensitivity", "cpm", "threshold", "voxel_dice", "num_lesions",

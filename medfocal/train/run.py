@@ -146,7 +146,7 @@ def run_training(
         raise DatasetError(message)
     _set_up_torch(settings, seed)
     num_outputs = len(manifest.labels) - (loss.activation == "sigmoid")
-    _refuse_unfit_loss(loss, num_outputs)
+    _refuse_unfit_loss(loss, num_outputs, manifest.labels)
     network = build_network(in_channels=len(manifest.channels), out_channels=num_outputs)
     training = read_split(manifest, "training", preprocessing)
     validation = read_split(manifest, "validation", preprocessing)
@@ -268,13 +268,22 @@ def _refuse_without_lesions(manifest: Manifest, training: Sequence[PreparedCase]
         raise DatasetError(message)
 
 
-def _refuse_unfit_loss(loss: Any, num_outputs: int) -> None:
+def _refuse_unfit_loss(loss: Any, num_outputs: int, labels: Mapping[int, str]) -> None:
     """How many classes there are only the dataset says, so that the configuration's check could not see this."""
     try:
         loss(torch.zeros(1, num_outputs, 2, 2, 2), torch.zeros(1, 2, 2, 2, dtype=torch.long))
     except ValueError as error:
         message = f"loss: {error}"
         raise ConfigError(message) from error
+    loss.take_num_dropped()  # those of this trial
+    ignored = getattr(loss, "ignore_index", None)
+    if ignored == 0 or set(labels) - {0} == {ignored}:
+        classes = ", ".join(f"{number} is {name}" for number, name in labels.items())
+        message = (
+            f"loss.ignore_index={ignored} leaves nothing to tell apart: in the dataset {classes}. "
+            "Give the label of voxels that nobody looked at, or null."
+        )
+        raise ConfigError(message)
 
 
 def _set_up_torch(settings: TrainerSettings, seed: int) -> None:

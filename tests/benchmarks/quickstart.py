@@ -55,7 +55,8 @@ def render(rows: list[tuple[str, list[dict[str, object]]]], environment: dict[st
         "",
         (
             f"Test split of `data_samples/brain`: {first['num_lesions']} lesions in {first['num_cases']} cases of "
-            f"{first['num_patients']} patients. All else is the same; a row names what differs."
+            f"{first['num_patients']} patients. All else is the same; a row names what differs. All but the last have "
+            "lesion transplants ([why](../decisions/0005-lesion-transplants.md))."
         ),
         "`python tests/benchmarks/quickstart.py` makes this page.",
         "",

@@ -65,6 +65,28 @@ def test_transplants_reach_training_and_its_lesion_share(tmp_path, bare):
     assert sums[0] != sums[1]
 
 
+@pytest.mark.parametrize("index", [0, 1])
+def test_ignoring_the_background_or_the_only_lesion_class_is_refused(tmp_path, bare, index):
+    ended = run(*train(bare, f"loss.ignore_index={index}"), folder=tmp_path)
+    assert_refused(ended, 2, f"loss.ignore_index={index} leaves nothing to tell apart: in the dataset 0 is background")
+
+
+def test_metrics_hold_the_share_of_voxels_below_the_cap_from_its_start_epoch_on(tmp_path, bare):
+    words = ["run.id=capped", "trainer.max_epochs=2", "loss.cap=[zero,0.999]", "loss.cap_start_epoch=1"]
+    assert run(*train(bare, *words), folder=tmp_path).code == 0
+    with (tmp_path / "runs" / "default" / "capped" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        shares = [float(row["dropped_share"]) for row in csv.DictReader(file)]
+    assert shares[0] == 0
+    assert 0.5 < shares[1] <= 1
+
+
+def test_a_share_of_dropped_voxels_counts_those_of_training_alone(tmp_path, bare):
+    words = ["run.id=trimmed", "trainer.max_epochs=1", "loss=trimmed_focal", "loss.rates=[0.5,0.5]"]
+    assert run(*train(bare, *words, "loss.ramp_epochs=0"), folder=tmp_path).code == 0
+    with (tmp_path / "runs" / "default" / "trimmed" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        assert 0.49 < float(next(csv.DictReader(file))["dropped_share"]) <= 0.5
+
+
 def test_two_runs_started_together_have_folders_of_their_own_and_the_same_weights(tmp_path, bare):
     together = [start(*train(bare, "trainer.max_epochs=1"), folder=tmp_path) for _ in range(2)]
     assert [started.end().code for started in together] == [0, 0]

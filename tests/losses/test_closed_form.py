@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from medfocal.losses import DiceFocalLoss, focal_loss, fused
+from medfocal.losses import DiceFocalLoss, FocalLoss, focal_loss, fused
 from medfocal.losses.focal import focal_loss_and_count
 
 IGNORED = 255
@@ -136,18 +136,19 @@ class Case:
             yield logits[b, :, v].tolist(), y, weight
 
     def problems(self, logits, y):
-        """(p, y, y smoothed, gamma, alpha) of each class, of each problem of exclusive classes."""
+        """(p, y, part of y that stays after smoothing, y smoothed, gamma, alpha) of each class, by problem."""
         if self.activation == "softmax":
             exponentials = [math.exp(z) for z in logits]
             p = [e / math.fsum(exponentials) for e in exponentials]
-            yield list(zip(p, y, self.smoothed(y), self.gammas, self.alpha_of_classes(), strict=True))
+            stays = [self.stays(c) * share for c, share in enumerate(y)]
+            yield list(zip(p, y, stays, self.smoothed(y), self.gammas, self.alpha_of_classes(), strict=True))
             return
         for c, z in enumerate(logits):
             p, smoothed = 1 / (1 + math.exp(-z)), self.smoothed_channel(y[c])
             of_rest, of_class = self.alpha_of_pair(c)
             yield [
-                (1 - p, 1 - y[c], 1 - smoothed, self.gammas[0], of_rest),
-                (p, y[c], smoothed, self.gammas[c + 1], of_class),
+                (1 - p, 1 - y[c], self.stays(0) * (1 - y[c]), 1 - smoothed, self.gammas[0], of_rest),
+                (p, y[c], self.stays(c + 1) * y[c], smoothed, self.gammas[c + 1], of_class),
             ]
 
     def alpha_of_classes(self):
@@ -159,6 +160,14 @@ class Case:
             return 1.0, 1.0
         alpha = ALPHA if self.alpha == ALPHA else self.alpha[channel]
         return 1 - alpha, alpha
+
+    def stays(self, c):
+        """Probability that what is labelled c is c."""
+        if self.smoothing == "rate":
+            return 1 - RATE + RATE / (self.num_classes if self.activation == "softmax" else 2)
+        if self.smoothing == "sides":
+            return 1 - SIDES["fg" if c > 0 else "bg"]
+        return self.matrix[c][c] if self.smoothing == "matrix" else 1.0
 
     def smoothed(self, y):
         n = self.num_classes
@@ -189,11 +198,18 @@ class Case:
                 continue
             problems = list(self.problems(logits, y))
             terms = [term for problem in problems for term in problem]
-            losses.append(weight * math.fsum(a * s * self.penalty(p, gamma) for p, _, s, gamma, a in terms))
-            alphas.append(weight * math.fsum(a * share for _, share, _, _, a in terms))
+            # The cap is for what was marked, not for what smoothing brings.
+            losses.append(
+                weight
+                * math.fsum(
+                    a * (stays * self.penalty(p, gamma) + (smoothed - stays) * phi(p, gamma))
+                    for p, _, stays, smoothed, gamma, a in terms
+                )
+            )
+            alphas.append(weight * math.fsum(a * share for _, share, *_, a in terms))
             positives.append(math.fsum(share for problem in problems for _, share, *_ in problem[1:]))
             if self.cap is not None:
-                num_capped += sum(math.fsum(p * share for p, share, *_ in problem) < CAP for problem in problems)
+                num_capped += any(p < CAP and share > 0 and a > 0 for p, share, *_, a in terms)
         if self.mean_by == "none":
             return torch.tensor(losses, dtype=torch.float64).reshape(self.labels.shape), num_capped
         by = {
@@ -205,13 +221,14 @@ class Case:
         return torch.tensor(math.fsum(losses) / by, dtype=torch.float64), num_capped
 
     def penalty(self, p, gamma):
-        def phi(p):
-            return -((1 - p) ** gamma) * math.log(p)
-
         if self.cap is None or p >= CAP:
-            return phi(p)
+            return phi(p, gamma)
         slope = gamma * (1 - CAP) ** (gamma - 1) * math.log(CAP) - (1 - CAP) ** gamma / CAP
-        return phi(CAP) + (slope * (p - CAP) if self.cap[0] == "linear" else 0.0)
+        return phi(CAP, gamma) + (slope * (p - CAP) if self.cap[0] == "linear" else 0.0)
+
+
+def phi(p, gamma):
+    return -((1 - p) ** gamma) * math.log(p)
 
 
 def confusion(num_classes):
@@ -236,7 +253,7 @@ def test_gradient_is_the_slope_of_the_value(row):
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row[8] != "none"], ids=" ".join)
-def test_capped_voxels_are_those_whose_labelled_class_has_a_probability_below_the_cap(row):
+def test_capped_voxels_are_those_with_a_marked_class_of_a_probability_below_the_cap(row):
     case = Case(row)
     options = case.options | {"soft": "expected", "backend": "eager"}
     _, num_capped = focal_loss_and_count(case.logits, case.target, **options)
@@ -356,6 +373,50 @@ def test_normalize_factor_counts_the_factors_of_probabilities_by_their_shares():
     torch.testing.assert_close(focal_loss(logits, shares, normalize="factor"), expected)
 
 
+@pytest.mark.parametrize(("activation", "num_channels"), [("softmax", 2), ("softmax", 4), ("sigmoid", 2)])
+@pytest.mark.parametrize("batch_dice", [False, True])
+@pytest.mark.parametrize("target", ["labels", "shares"])
+def test_gradient_of_dice_with_focal_is_the_slope_of_the_value(activation, num_channels, batch_dice, target):
+    num_classes = num_channels + (activation == "sigmoid")
+    logits, labels = random_case(num_channels, num_classes=num_classes, spatial=(3, 2))
+    labels[0, 0, 0] = IGNORED
+    loss = DiceFocalLoss(
+        gamma=GAMMAS[:num_classes],
+        activation=activation,
+        ignore_index=IGNORED if target == "labels" else None,
+        label_smoothing=RATE,
+        cap=("linear", CAP),
+        dice_weight=2.0,
+        batch_dice=batch_dice,
+    )
+    weight = 0.5 + torch.rand(labels.shape, dtype=torch.float64)
+    shares = torch.rand(logits.shape, dtype=torch.float64)
+    given = labels if target == "labels" else shares / shares.sum(dim=1, keepdim=True)
+    assert torch.autograd.gradcheck(lambda z: loss(z, given, weight), (logits,))
+
+
+def hard_loss(margin, gamma):
+    """Of p = sigmoid(margin) in plain floats, from the odds against it."""
+    against = math.exp(-margin)
+    return (against / (1 + against)) ** gamma * (
+        math.log1p(against) if margin > 0 else math.log1p(1 / against) - margin
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 3.0])
+@pytest.mark.parametrize("num_channels", [1, 2, 3])
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 2e-6), (torch.float64, 1e-13)])
+def test_loss_has_the_digits_of_its_type_up_to_a_margin_of_60(num_channels, gamma, dtype, digits):
+    """The third class is out of the question. In fp32 a loss below 1e-33 has fewer digits."""
+    margins = torch.arange(-60, 61, 0.25, dtype=dtype)
+    logits = torch.stack((margins, torch.zeros_like(margins), torch.full_like(margins, -1e4)), dim=1)[:, :num_channels]
+    labels = torch.full((len(margins),), int(num_channels == 1))
+    activation = "sigmoid" if num_channels == 1 else "softmax"
+    loss = focal_loss(logits, labels, gamma=gamma, activation=activation, reduction="none").double()
+    exact = torch.tensor([hard_loss(margin, gamma) for margin in margins.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(loss, exact, rtol=digits, atol=1e-33 if dtype == torch.float32 else 0)
+
+
 SOME_OPTIONS = [
     {"gamma": 2.0},
     {"gamma": GAMMAS[:2], "alpha": ALPHAS[:2], "cap": ("linear", CAP)},
@@ -427,6 +488,16 @@ def test_result_does_not_depend_on_the_size_of_a_chunk(monkeypatch, chunk, optio
     torch.testing.assert_close(in_chunks, (value, gradient), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("chunk", [7, 61, 10**6])
+def test_capped_voxels_of_all_chunks_are_counted(monkeypatch, chunk):
+    logits, labels = random_case(3, cases=3)
+    p = logits.detach().softmax(dim=1).gather(1, labels.unsqueeze(1))
+    loss = FocalLoss(cap=("zero", CAP))
+    monkeypatch.setattr(fused, "_CHUNK_CPU", chunk)
+    loss(logits, labels)
+    assert loss.take_num_dropped() == int((p < CAP).sum()) > 1
+
+
 @pytest.mark.parametrize("num_cases", [1, 5])
 def test_chunks_of_whole_cases_and_of_parts_give_each_voxel_its_own_loss(monkeypatch, num_cases):
     logits, labels = random_case(2, cases=num_cases)
@@ -448,7 +519,8 @@ def hard_gradient(logits, label, gamma):
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("num_channels", [1, 2, 4])
-def test_fp32_gradient_has_five_digits_up_to_a_margin_of_40_wherever_the_label_is(num_channels, gamma):
+@pytest.mark.parametrize("certain", ["labels", "probabilities"])
+def test_fp32_gradient_has_five_digits_up_to_a_margin_of_40_wherever_the_label_is(num_channels, gamma, certain):
     """1e-5 is the target of the design. Below 1e-33 fp32 loses digits to its smallest numbers."""
     generator = torch.Generator().manual_seed(5)
     num_classes = max(num_channels, 2)
@@ -456,9 +528,10 @@ def test_fp32_gradient_has_five_digits_up_to_a_margin_of_40_wherever_the_label_i
     if num_channels == 1:
         logits = logits * 2 - 40
     labels = torch.randint(num_classes, (400,), generator=generator)
+    target = labels if certain == "labels" else F.one_hot(labels, num_classes)[:, -num_channels:].float()
     activation = "sigmoid" if num_channels == 1 else "softmax"
     _, gradient = value_and_gradient(
-        lambda z: focal_loss(z, labels, gamma=gamma, activation=activation, reduction="sum"), logits
+        lambda z: focal_loss(z, target, gamma=gamma, activation=activation, reduction="sum"), logits
     )
     rows = [[0.0, *row] if num_channels == 1 else row for row in logits.double().tolist()]
     exact = [hard_gradient(row, label, gamma)[-num_channels:] for row, label in zip(rows, labels.tolist(), strict=True)]
@@ -531,3 +604,32 @@ def test_ignored_voxels_may_hold_any_logits_in_dice_as_well():
     got = value_and_gradient(lambda z: loss(z, labels), spoilt)
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
     assert loss.take_num_dropped() == num_dropped
+
+
+@pytest.mark.parametrize("cap", ["zero", "linear"])
+@pytest.mark.parametrize("num_channels", [2, 4])
+def test_cap_leaves_smoothing_its_pull_on_confident_voxels(cap, num_channels):
+    logits, labels = torch.zeros(1, num_channels, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.long)
+    logits[0, 1] = 6.0
+    gradients = []
+    for option in (None, (cap, CAP)):
+        leaf = logits.clone().requires_grad_()
+        focal_loss(leaf, labels, label_smoothing=RATE, cap=option).backward()
+        gradients.append(leaf.grad)
+    assert gradients[0][0, 1] > 0.01
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_soft_one_hot_target_keeps_the_precision_of_labels(activation):
+    """In fp32 at a margin of 30, where 1 - p has no digit left."""
+    margin = torch.tensor([[[30.0]]])
+    logits = margin if activation == "sigmoid" else torch.cat((torch.zeros(1, 1, 1), margin), dim=1)
+    target = torch.ones_like(logits) if activation == "sigmoid" else torch.tensor([[[0.0], [1.0]]])
+    gradients = []
+    for given in (target, torch.ones(1, 1, dtype=torch.long)):
+        leaf = logits.clone().requires_grad_()
+        focal_loss(leaf, given, gamma=0.0, activation=activation).backward()
+        gradients.append(leaf.grad)
+    assert gradients[1].abs().max() > 0
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=0)

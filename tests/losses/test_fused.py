@@ -71,9 +71,10 @@ def test_gradient_computed_in_the_backward_pass_is_that_computed_with_the_loss(m
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.usefixtures("moment")
-def test_second_backward_equals_the_first(name):
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_second_backward_equals_the_first(name, factor):
     logits, labels = random_case(3)
-    loss = LOSSES[name](logits, labels).sum()
+    loss = factor * LOSSES[name](logits, labels).sum()
     (first,) = torch.autograd.grad(loss, logits, retain_graph=True)
     (second,) = torch.autograd.grad(loss, logits)
     assert torch.equal(first, second)

@@ -506,8 +506,16 @@ def test_capped_voxels_have_a_constant_loss_or_one_linear_in_p():
     assert float(linear[-1]) == pytest.approx(at_cap)
 
 
+def test_fewer_positives_than_one_count_as_one():
+    logits, labels = random_case()
+    for target in (torch.zeros_like(labels), torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1, 1).expand_as(logits)):
+        total = focal_loss(logits, target, reduction="sum")
+        torch.testing.assert_close(focal_loss(logits, target, normalize="positives"), total)
+
+
 def test_normalize_names_are_those_of_the_loss():
     logits, labels = random_case()
+    logits = logits.detach()
     values = {mode: float(focal_loss(logits, labels, alpha=(0.3, 1.2, 0.8), normalize=mode)) for mode in Normalize}
     total = float(focal_loss(logits, labels, alpha=(0.3, 1.2, 0.8), reduction="sum"))
     assert total / values["voxels"] == pytest.approx(labels.numel())
