@@ -90,7 +90,7 @@ def check_transplant_probability(probability: float) -> None:
     """
     if not 0 <= probability < 1:
         message = (
-            f"transplant_probability must be in [0, 1), got {probability}; "
+            f"transplant_probability must be in [0, 1), got {probability}: "
             "it is drawn anew after each transplant, and with 1 they would never end"
         )
         raise ValueError(message)

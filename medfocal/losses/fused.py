@@ -32,9 +32,9 @@ from medfocal.losses.target import Labels, Probabilities
 
 LOG = logging.getLogger("medfocal.losses")
 
-# Voxels of two channels per chunk: with the temporaries of the closed form about the second cache of a core. A thread gets
-# no less than half of it, the least that torch divides among threads. Other devices keep no such cache, and starting many
-# small kernels costs more than it saves.
+# Voxels of two channels per chunk: with the temporaries of the closed form about the second cache of a core. A thread
+# gets no less than half of it, the least that torch divides among threads. Other devices keep no such cache, and
+# starting many small kernels costs more than it saves.
 _CHUNK_CPU = 2**16
 _CHUNK_OTHER = 2**22
 

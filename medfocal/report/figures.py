@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Metrics = Sequence[Mapping[str, float]]
 DrawMetrics = Callable[["Axes", Metrics, "Theme"], None]
 
-# Those of `medfocal.train.loop.METRICS`, not imported because that needs torch; a test holds the two together.
+# Of `medfocal.train.loop.METRICS`, not imported because that needs torch; a test holds the two together.
 COLUMNS = (
     "epoch",
     "step",

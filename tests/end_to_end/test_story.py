@@ -93,7 +93,7 @@ def test_training_says_where_its_results_are(story):
 
 
 def test_metrics_have_a_row_an_epoch_and_the_columns_of_the_contract(home):
-    columns = ["epoch", "step", "loss", "learning_rate", "seconds"]
+    columns = ["epoch", "step", "loss", "dropped_share", "learning_rate", "seconds"]
     columns += ["lesion_sensitivity", "cpm", "threshold", "voxel_dice", "num_lesions"]
     table = rows(home / "metrics.csv")
     assert list(table[0]) == columns
