@@ -309,7 +309,7 @@ def _all_classes(formula: Formula, logits: Tensor, target: Tensor, *, scale: Ten
     for c in channels:
         rest = (total - exponentials[c] + is_largest[c] * lost) * portion
         tail = _Tail(log_total - shifted[c], rest, probabilities[c])
-        terms.append(_term(tail, formula.gamma[c], formula.cap, *_marked(formula, given, c)))
+        terms.append(_term(tail, formula.gamma[c], formula.cap, *_marked(formula, given, c, certain=target.ndim == 2)))
         weights.append(_times(scale, _by(formula.alpha_of(c), terms[c].weight)))
         slopes.append(weights[c] * rest)
     sum_of_weights = _sum(weights)
@@ -322,13 +322,22 @@ def _all_classes(formula: Formula, logits: Tensor, target: Tensor, *, scale: Ten
     )
 
 
-def _marked(formula: Formula, given: Sequence[Tensor], c: int) -> tuple[Tensor, Tensor | None]:
-    """Of class c: the share that was marked as such and stays, and the share that smoothing brings."""
+def _marked(formula: Formula, given: Sequence[Tensor], c: int, *, certain: bool) -> tuple[Tensor, Tensor | None]:
+    """Of class c: the share that was marked as such and stays, and the share that smoothing brings.
+
+    Without a cap nobody asks for the two apart, and the first is both. For `certain` labels it is then written from the
+    most common value on: with all the products of a matrix the compiler would split the pass.
+    """
     if formula.table is None:
         return given[c], None
     column = [row[c] for row in formula.table]
-    others = [0.0 if label == c else value for label, value in enumerate(column)]
-    return column[c] * given[c], _select(others, given)
+    if formula.cap is not None:
+        others = [0.0 if label == c else value for label, value in enumerate(column)]
+        return column[c] * given[c], _select(others, given)
+    if not certain:
+        return _select(column, given), None
+    base = max(column, key=column.count)
+    return _select([value - base for value in column], given) + base, None
 
 
 class _Tail(NamedTuple):
