@@ -196,7 +196,7 @@ def render(runs: list[Figures], *, repeats: int, command: str, load: float) -> s
         "## A training step",
         "",
         "Forward, loss, backward and AdamW of the U-Net of `conf/network/small.yaml`, batch (2, 1, 96, 96, 96),",
-        f"float32, {counted(THREADS[device][-1])}, {max(repeats // 3, 2)} rounds; the focal loss with `backend='auto'`.",
+        f"float32, {counted(THREADS[device][-1])}, {max(repeats // 3, 2)} rounds; focal with `backend='auto'`.",
         "",
         *(render_times(runs, [run["step"] for run in runs]) if runs[0]["step"] else ["Not measured."]),
         "",
