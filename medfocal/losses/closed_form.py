@@ -9,10 +9,10 @@ voxel is L = sum_c A_c phi(p_c), where A_c is the share of class c in the target
 Two softmax classes are the second case with x = z_1 - z_0. For one labelled class t the first is -b at t and
 b p_k / (1 - p_t) elsewhere, b = A_t (1 - p_t) w(p_t).
 
-The functions work on one channel at a time, elementwise, and select by label with products instead of `torch.where`:
-eager torch runs products several times faster, and a compiler fuses everything into one pass. 1 - p is taken from the
-mass of the other classes, and (1 - p)^(gamma - 1) never occurs: value and gradient keep their relative precision for
-confident voxels and are finite for every gamma >= 0.
+The functions work elementwise on one channel at a time, so that a compiler fuses everything into one pass, and select
+by label with products or, eager, by index: both are several times faster there than `torch.where`. 1 - p is taken from
+the mass of the other classes, and (1 - p)^(gamma - 1) occurs for gamma >= 1 only: value and gradient keep their
+relative precision for confident voxels and are finite for every gamma >= 0.
 """
 
 from __future__ import annotations

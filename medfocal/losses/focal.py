@@ -93,8 +93,9 @@ def focal_loss(
         weight: Weight per voxel, (B, *spatial) or (B, 1, *spatial).
         ignore_index: Label of voxels that have neither loss nor gradient. Only with integer labels.
         include_background: False leaves out the term of class 0, with softmax; its logit stays in the softmax.
-        cap: ("zero", t) or ("linear", t): classes with a probability below t are taken for mislabelled, and the loss
-            goes on from there as a constant, without gradient, or along its tangent in p.
+        cap: ("zero", t) or ("linear", t): marked classes with a probability below t are taken for mislabelled, and
+            their loss goes on from there as a constant, without gradient, or along its tangent in p. What label
+            smoothing brings is not capped.
         normalize: What "mean" divides the weighted sum by: "voxels" (their number without the ignored, whatever their
             weights), "positives", "weight" or "factor", see `medfocal.losses.options.Normalize`.
         reduction: "mean"; without voxels to count it is 0 with zero gradients. "sum", or "none" for (B,
