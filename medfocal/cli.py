@@ -11,10 +11,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from medfocal import __version__
 from medfocal.errors import ConfigError, MedfocalError
+
+if TYPE_CHECKING:
+    from medfocal.evaluate import Reader  # importing it imports numpy, which `--help` does without
 
 DESCRIPTION = """medfocal: find rare lesions in 3D medical images, and tell honestly how many were found.
 
@@ -25,6 +28,7 @@ usage: medfocal VERB key=value ...
   train      train a 3D U-Net, keep the epoch that finds most lesions, evaluate it
   predict    write masks and tables of candidates for new images
   evaluate   lesion sensitivity and false positives of anybody's masks
+  suspect    labels that are probably wrong, by predictions that did not learn from them
   info       versions and devices; with model=DIR what a model finds; with figure=focal_loss the loss, drawn
 
 medfocal VERB --help shows a verb's settings.  medfocal train -m seed=1,2,3 runs all three.
@@ -156,7 +160,10 @@ def _train(conf: dict[str, Any]) -> float | None:
         patch_size=conf["sampling"]["patch_size"],
         lesion_fraction=conf["sampling"]["lesion_fraction"],
         transplant_probability=conf["sampling"]["transplant_probability"],
+        annotations=config.construct("annotations", conf["annotations"]),
+        smoothing=config.build("smoothing", conf["smoothing"]),
         loss=config.build("loss", conf["loss"]),
+        smooth_loss=lambda matrix: config.build("loss", {**conf["loss"], "label_smoothing": matrix}),
         build_network=config.build("network", conf["network"]),
         build_optimizer=config.build("optimizer", conf["optimizer"]),
         schedule=config.build("schedule", conf["schedule"]),
@@ -189,10 +196,56 @@ def _predict(conf: dict[str, Any]) -> None:
 
 
 def _evaluate(conf: dict[str, Any]) -> None:
+    from dataclasses import replace
+
     from medfocal import config
-    from medfocal.evaluate import evaluate_files, write_evaluation
-    from medfocal.evaluate.folders import find_pairs
+    from medfocal.evaluate import compare_readers, write_evaluation
+    from medfocal.evaluate.folders import evaluate_pairs, find_pairs
+    from medfocal.evaluate.readers import write_fused
     from medfocal.report.runs import find_pictures, print_table, report_evaluation
+
+    reference, prediction, manifest = (_path(conf[key]) for key in ("reference", "prediction", "manifest"))
+    is_fused = reference is None and prediction is not None and conf["readers"] is not None
+    if manifest is None and not is_fused and (reference is None or prediction is None):
+        message = "give reference=FOLDER and prediction=FOLDER, or manifest=FILE.csv; readers can stand for reference"
+        raise ConfigError(message)
+    output = Path(conf["output"])
+    places = [Path(place) for place in conf["readers"]] if isinstance(conf["readers"], list) else []
+    if any(path is not None and path.resolve() == output.resolve() for path in (reference, prediction, *places)):
+        message = f"output '{output}' is one of the folders to evaluate; choose another, so that results stay apart"
+        raise ConfigError(message)
+    protocol = config.construct("protocol", conf["protocol"])
+    pairs = find_pairs(reference, prediction, manifest=manifest, fused=output / "fused_reference" if is_fused else None)
+    readers = None if conf["readers"] is None else _find_readers(conf["readers"], [pair.case for pair in pairs])
+    images = _path(conf["images"])
+    pictures = {} if images is None else find_pictures(images, pairs)
+    if is_fused and readers is not None:
+        write_fused(pairs, readers)
+    found = evaluate_pairs(pairs, protocol)
+    if readers is not None:
+        found = replace(found, readers=compare_readers(pairs, readers, protocol))
+    write_evaluation(found, output)
+    report_evaluation(found, output, pictures=pictures, max_pictures=conf["max_pictures"])
+    print_table(found, {"report": output / "report.html", "figures": output / "evaluation.json"})
+
+
+def _find_readers(given: list[str] | str, cases: Sequence[str]) -> list[Reader]:
+    """The readers of `evaluate`: a list of places, or the annotations of a dataset file."""
+    from medfocal.data.manifest import read_manifest
+    from medfocal.evaluate.readers import find_readers, readers_of_annotations
+
+    if isinstance(given, list):
+        return find_readers(given, cases)
+    annotations = {case.name: case.annotations for case in read_manifest(Path(given)).cases}
+    return readers_of_annotations(annotations, cases, given)
+
+
+def _suspect(conf: dict[str, Any]) -> None:
+    from medfocal import config
+    from medfocal.annotations.suspect import suspect_files
+    from medfocal.evaluate.folders import find_pairs
+    from medfocal.report.runs import find_pictures
+    from medfocal.report.suspects import print_suspects, write_suspect_page
 
     reference, prediction, manifest = (_path(conf[key]) for key in ("reference", "prediction", "manifest"))
     if manifest is None and (reference is None or prediction is None):
@@ -200,24 +253,28 @@ def _evaluate(conf: dict[str, Any]) -> None:
         raise ConfigError(message)
     output = Path(conf["output"])
     if any(path is not None and path.resolve() == output.resolve() for path in (reference, prediction)):
-        message = f"output '{output}' is one of the folders to evaluate; choose another, so that results stay apart"
+        message = f"output '{output}' is one of the folders to judge; choose another, so that results stay apart"
         raise ConfigError(message)
-    protocol = config.construct("protocol", conf["protocol"])
+    rules = config.construct("rules", conf["rules"])
     images = _path(conf["images"])
-    pictures = {} if images is None else find_pictures(images, find_pairs(reference, prediction, manifest=manifest))
-    found = evaluate_files(reference, prediction, manifest=manifest, protocol=protocol)
-    write_evaluation(found, output)
-    report_evaluation(found, output, pictures=pictures, max_pictures=conf["max_pictures"])
-    print_table(found, {"report": output / "report.html", "figures": output / "evaluation.json"})
+    pairs = find_pairs(reference, prediction, manifest=manifest)
+    pictures = {} if images is None else find_pictures(images, pairs)
+    found = suspect_files(pairs, output, rules)
+    page = write_suspect_page(
+        output / "suspect.html", found, pairs, pictures=pictures, max_pictures=conf["max_pictures"]
+    )
+    print_suspects(found, {"page": page, "table": output / "suspect.csv", "weights": output / "weights"})
 
 
 def _phantom(conf: dict[str, Any]) -> None:
+    from medfocal import config
     from medfocal.data.phantom import write_phantoms
     from medfocal.progress import say
 
-    arguments = {key: value for key, value in conf.items() if key not in {"debug", "paths", "output"}}
+    arguments = {key: value for key, value in conf.items() if key not in {"debug", "paths", "output", "corruption"}}
+    corruption: Any = config.build("corruption", conf["corruption"])
     try:
-        dataset = write_phantoms(Path(conf["output"]), **arguments)
+        dataset = write_phantoms(Path(conf["output"]), **arguments, corruption=corruption)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     say(f"the dataset is '{dataset}'")
@@ -246,6 +303,7 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "train": _train,
     "predict": _predict,
     "evaluate": _evaluate,
+    "suspect": _suspect,
     "phantom": _phantom,
     "check": _check,
     "info": _info,

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medfocal.errors import ConfigError
 from medfocal.train.settings import TrainerSettings
 
-VERBS = ("phantom", "check", "train", "predict", "evaluate", "info")
+VERBS = ("phantom", "check", "train", "predict", "evaluate", "suspect", "info")
 
 #: Groups with a `_target_`: the module whose public classes are allowed, and classes of other packages.
 TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
@@ -32,6 +32,8 @@ TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "network": ("medfocal.networks", ()),
     "optimizer": (None, ("torch.optim.AdamW", "torch.optim.SGD")),
     "schedule": ("medfocal.train.schedule", ()),
+    "corruption": ("medfocal.annotations.corrupt", ()),
+    "smoothing": ("medfocal.annotations.smoothing", ()),
 }
 
 #: Arguments that the program supplies, so that no configuration states them.
@@ -47,8 +49,10 @@ SUPPLIED: Mapping[str, frozenset[str]] = {
 CONSTRUCTED: Mapping[str, str] = {
     "transforms": "medfocal.data.transforms.Preprocessing",
     "transforms.augment": "medfocal.data.transforms.Augmentation",
+    "annotations": "medfocal.annotations.target.AnnotationSettings",
     "evaluate": "medfocal.evaluate.Protocol",
     "protocol": "medfocal.evaluate.Protocol",
+    "rules": "medfocal.annotations.suspect.SuspectRules",
 }
 
 #: Ranges of single values, ends included.
@@ -117,6 +121,8 @@ class TrainConfig(CommonConfig):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     trainer: TrainerSettings = MISSING
     transforms: dict[str, Any] = MISSING
+    annotations: dict[str, Any] = MISSING
+    smoothing: dict[str, Any] = MISSING
     loss: dict[str, Any] = MISSING
     network: dict[str, Any] = MISSING
     optimizer: dict[str, Any] = MISSING
@@ -143,10 +149,24 @@ class EvaluateConfig(CommonConfig):
     reference: str | None = None
     prediction: str | None = None
     manifest: str | None = None
+    readers: Any = None  # a list of places, or the path of a dataset file; `_check_readers` holds it to that
     output: str = MISSING
     images: str | None = None
     max_pictures: int = MISSING
     protocol: dict[str, Any] = MISSING
+
+
+@dataclass
+class SuspectConfig(CommonConfig):
+    """medfocal suspect."""
+
+    reference: str | None = None
+    prediction: str | None = None
+    manifest: str | None = None
+    output: str = MISSING
+    images: str | None = None
+    max_pictures: int = MISSING
+    rules: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -161,6 +181,7 @@ class PhantomConfig(CommonConfig):
     shape: list[int] = MISSING
     spacing_mm: list[float] = MISSING
     channels: list[str] = MISSING
+    corruption: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -184,6 +205,7 @@ SCHEMAS: Mapping[str, type] = {
     "train": TrainConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
+    "suspect": SuspectConfig,
     "phantom": PhantomConfig,
     "check": CheckConfig,
     "info": InfoConfig,
@@ -296,10 +318,15 @@ def check(conf: DictConfig) -> dict[str, Any]:
             _check_arguments(group, name, _own(group, found))
             construct(group, found)
     _check_limits(plain)
-    if "trainer" in plain:
-        _check_training(plain)
-    if "figure" in plain:
-        _check_figure(plain)
+    of_verbs: dict[str, Callable[[Mapping[str, Any]], None]] = {
+        "corruption": _check_corruption,
+        "trainer": _check_training,
+        "readers": _check_readers,
+        "figure": _check_figure,
+    }
+    for key, check_part in of_verbs.items():
+        if key in plain:
+            check_part(plain)
     return plain
 
 
@@ -370,8 +397,9 @@ def _check_training(values: Mapping[str, Any]) -> None:
     probability = sampling.pop("transplant_probability")
     _reworded("sampling", functools.partial(check_transplant_probability, probability))
     _reworded("sampling", functools.partial(check_sampling, **sampling))
-    for group in ("loss", "schedule"):
+    for group in ("loss", "schedule", "smoothing"):
         build(group, values[group])
+    _check_smoothings(values)
     make = build("optimizer", values["optimizer"])
     _reworded("optimizer", lambda: make([torch.nn.Parameter(torch.zeros(1))]))
     with torch.device("meta"):  # shapes without memory
@@ -379,6 +407,39 @@ def _check_training(values: Mapping[str, Any]) -> None:
         network = _reworded("network", lambda: build_network(in_channels=1, out_channels=2))
         patch = torch.zeros(2, 1, *values["sampling"]["patch_size"])
         _reworded("sampling.patch_size", lambda: network(patch))
+
+
+def _check_smoothings(values: Mapping[str, Any]) -> None:
+    """Refuse to smooth labels twice."""
+    of_target = values["smoothing"]["_target_"].rpartition(".")[2]
+    of_loss = values["loss"].get("label_smoothing", 0.0)
+    ways = [f"smoothing ({of_target})"] if of_target != "NoSmoothing" else []
+    ways += [f"loss.label_smoothing ({of_loss})"] if of_loss not in (0.0, None) else []
+    if values["annotations"]["estimate_smoothing"]:
+        if "label_smoothing" not in values["loss"]:
+            message = (
+                f"annotations.estimate_smoothing: {values['loss']['_target_']} has no label_smoothing for the readers' "
+                "rates; choose loss=focal or another that has"
+            )
+            raise ConfigError(message)
+        ways.append("annotations.estimate_smoothing")
+    if len(ways) > 1:
+        message = f"{' and '.join(ways)} would smooth the labels twice; keep one of them"
+        raise ConfigError(message)
+
+
+def _check_corruption(values: Mapping[str, Any]) -> None:
+    build("corruption", values["corruption"])
+
+
+def _check_readers(values: Mapping[str, Any]) -> None:
+    """Refuse what names neither readers nor a dataset file that lists them."""
+    given = values["readers"]
+    if given is None or (isinstance(given, str) and given.endswith(".json")):
+        return
+    if not isinstance(given, list) or not all(isinstance(place, str) and place for place in given):
+        message = f"readers must be a list such as [DIR1,DIR2], or a dataset file that ends in .json, got {given!r}"
+        raise ConfigError(message)
 
 
 def _check_figure(values: Mapping[str, Any]) -> None:

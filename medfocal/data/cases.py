@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from medfocal.data.manifest import Case
 from medfocal.errors import DatasetError, GeometryError, InputError
-from medfocal.volume import Volume, read_labels, read_volume
+from medfocal.volume import LABEL_TOLERANCE, Volume, read_labels, read_volume
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,28 @@ class CaseVolumes:
         image: float32 `(C, I, J, K)`; NaN outside the body has become 0.
         grid: The first image's grid and header; its array costs no memory and holds zeros.
         label: Classes, int `(I, J, K)`, or None where the case has no reference.
+        readers: What `read_annotations` gives, or None where it was not asked for or the case has no annotations.
+        weight: Voxel weights, float32 `(I, J, K)`, or None where none were asked for or found.
     """
 
     case: Case
     image: NDArray[np.float32]
     grid: Volume
     label: NDArray[np.int16] | None
+    readers: NDArray[Any] | None = None
+    weight: NDArray[np.float32] | None = None
 
 
-def read_case(case: Case, labels: Mapping[int, str]) -> CaseVolumes:
+def read_case(
+    case: Case, labels: Mapping[int, str], *, with_readers: bool = False, weight: Path | None = None
+) -> CaseVolumes:
     """Read the images and the reference of a case and see that they belong together.
 
     Args:
         case: What to read.
         labels: Label values that may occur.
+        with_readers: Whether its annotations are read too.
+        weight: Map of voxel weights to read too.
 
     Returns:
         The voxels.
@@ -61,7 +70,51 @@ def read_case(case: Case, labels: Mapping[int, str]) -> CaseVolumes:
             raise GeometryError(message)
     image = np.stack([clean_image(v.array, f"{where}: '{p}'") for p, v in zip(case.images, volumes, strict=True)])
     label = None if case.label is None else _read_reference(case, grid, labels)
-    return CaseVolumes(case, image, empty_grid(grid), label)
+    readers = read_annotations(case, grid, labels) if with_readers and case.annotations else None
+    weights = None if weight is None else read_weights(case, grid, weight)
+    return CaseVolumes(case, image, empty_grid(grid), label, readers, weights)
+
+
+def read_annotations(case: Case, grid: Volume, labels: Mapping[int, str]) -> NDArray[Any]:
+    """Read what each reader of a case marked.
+
+    With one lesion class a reader may give the share of each voxel that is lesion, values between 0 and 1. Then all
+    readers of the case come as shares.
+
+    Args:
+        case: Has annotations.
+        grid: Of its images.
+        labels: Label values that may occur.
+
+    Returns:
+        `(R, I, J, K)` in the order of the manifest: classes, uint8; or shares of the one lesion class, float32.
+
+    Raises:
+        InputError: A file cannot be read, or holds values that are neither classes nor shares.
+        GeometryError: It lies on another grid than the images.
+        DatasetError: It holds a value that the dataset does not name, or a share outside [0, 1].
+    """
+    marks = [_read_marks(case, number, grid, labels) for number in range(1, len(case.annotations) + 1)]
+    is_soft = any(array.dtype == np.float32 for array in marks)
+    return np.stack([array.astype(np.float32 if is_soft else np.uint8) for array in marks])
+
+
+def read_weights(case: Case, grid: Volume, path: Path) -> NDArray[np.float32]:
+    """Read a map of voxel weights of a case.
+
+    Raises:
+        InputError: It cannot be read, or holds a value that is negative or not finite.
+        GeometryError: It lies on another grid than the case's images.
+    """
+    where = f"case '{case.name}'"
+    volume = _read_on_grid(path, grid, where, "weight map")
+    if not (np.isfinite(volume.array).all() and (volume.array >= 0).all()):
+        low, high = float(volume.array.min()), float(volume.array.max())
+        message = (
+            f"{where}: the weight map '{path}' holds values from {low} to {high}; weights are 0 or more and finite"
+        )
+        raise InputError(message)
+    return volume.array.astype(np.float32)
 
 
 def empty_grid(volume: Volume) -> Volume:
@@ -130,6 +183,56 @@ def _read_reference(case: Case, grid: Volume, labels: Mapping[int, str]) -> NDAr
         )
         raise DatasetError(message)
     return label.array.astype(np.int16)
+
+
+def _read_marks(case: Case, number: int, grid: Volume, labels: Mapping[int, str]) -> NDArray[Any]:
+    """Classes of one reader, uint8, or shares of the lesion class, float32."""
+    path = case.annotations[number - 1]
+    where = f"case '{case.name}': reader {number}"
+    volume = _read_on_grid(path, grid, where, "annotation")
+    array = volume.array
+    if len(labels) == 2 and array.dtype.kind == "f" and _has_fractions(array):
+        low, high = float(array.min()), float(array.max())
+        if not (low >= -LABEL_TOLERANCE and high <= 1 + LABEL_TOLERANCE):
+            message = (
+                f"{where}: the annotation '{path}' holds fractions, which are shares of the lesion and must lie in "
+                f"[0, 1], but goes from {low:g} to {high:g}. Divide it by its range, or give whole numbers."
+            )
+            raise DatasetError(message)
+        shares: NDArray[np.float32] = np.clip(array, 0, 1).astype(np.float32)
+        return shares
+    try:
+        found = read_labels(path).array
+    except InputError as error:
+        raise _named(error, where) from error
+    unnamed = sorted(set(np.unique(found).tolist()) - set(labels))
+    if unnamed:
+        known = ", ".join(f"{value} ({name})" for value, name in sorted(labels.items()))
+        message = (
+            f"{where}: the annotation '{path}' holds {', '.join(map(str, unnamed[:10]))}, which the dataset does not "
+            f"name; it names {known}. All readers use the values of 'labels': correct the file or 'labels'."
+        )
+        raise DatasetError(message)
+    return found.astype(np.uint8)
+
+
+def _read_on_grid(path: Path, grid: Volume, where: str, what: str) -> Volume:
+    try:
+        volume = read_volume(path)
+    except InputError as error:
+        raise _named(error, where) from error
+    if not grid.same_grid(volume):
+        message = (
+            f"{where}: the grids of {what} and image differ: {volume.grid_difference(grid)} ({what} '{path}').\n"
+            f"    Resample the {what} to the image, or correct the dataset file."
+        )
+        raise GeometryError(message)
+    return volume
+
+
+def _has_fractions(array: NDArray[Any]) -> bool:
+    """Whether finite values are further from whole numbers than a stored label can be."""
+    return bool(np.isfinite(array).all() and (np.abs(array - np.rint(array)) > LABEL_TOLERANCE).any())
 
 
 def _named(error: InputError, where: str) -> InputError:

@@ -29,8 +29,8 @@ class Case:
         patient: The unit of splits and of bootstrap; the case's own name if the manifest names none.
         split: "training", "validation" or "test".
         images: One file a channel, in the order of the manifest's channels.
-        label: Reference label map, or None where there is none (a case to predict).
-        annotations: Single readers' label maps.
+        label: Reference label map, or None where there is none (a case to predict, or one that has annotations only).
+        annotations: Single readers' label maps, in an order that tells the readers apart.
     """
 
     name: str
@@ -39,6 +39,11 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None = None
     annotations: tuple[Path, ...] = ()
+
+    @property
+    def is_annotated(self) -> bool:
+        """Whether anybody says where its lesions are."""
+        return self.label is not None or bool(self.annotations)
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,8 @@ def _read_case(path: Path, folder: Path, split: str, number: int, entry: Any, nu
     if len(images) != num_channels:
         message = f"{where}: {len(images)} images where the dataset has {num_channels} channels"
         raise DatasetError(message)
-    if label is None and split != "test":
-        message = f"{where}: 'label' is missing; only test cases may do without"
+    if label is None and not annotations and split != "test":
+        message = f"{where}: 'label' and 'annotations' are missing; only test cases may do without both"
         raise DatasetError(message)
     name = _name(where, entry, "case", volume_name(Path(images[0])))
     if name.startswith(".") or "/" in name or "\\" in name or not name.isprintable() or len(name.encode()) > 200:

@@ -6,7 +6,7 @@ which only training knows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medfocal.annotations.target import Target
 from medfocal.data.cases import CaseVolumes
 from medfocal.data.manifest import Case
 from medfocal.errors import ConfigError, ResourceError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import torch
 
 AXIS_LETTERS = ("LR", "PA", "IS")
+
+#: What a training patch may hold, and how it is interpolated.
+INTERPOLATION = {"image": "bilinear", "label": "nearest", "shares": "bilinear", "weight": "bilinear"}
 
 # A whole-body CT at 0.7 mm has 5e8 voxels; ten times that is a mistyped spacing.
 MOST_VOXELS = 5e9
@@ -119,6 +123,9 @@ class PreparedCase:
         label: Classes, uint8 `(I, J, K)` on that grid, or None.
         grid: The case's own grid.
         reference: The reference on the case's own grid, int16, or None.
+        readers: Of `CaseVolumes`, on the network's grid.
+        weight: Likewise.
+        target: What a training case teaches; None: its label.
     """
 
     case: Case
@@ -127,6 +134,9 @@ class PreparedCase:
     label: torch.Tensor | None
     grid: Volume
     reference: NDArray[np.int16] | None
+    readers: NDArray[Any] | None = None
+    weight: NDArray[np.float32] | None = None
+    target: Target | None = None
 
 
 def prepare_case(volumes: CaseVolumes, preprocessing: Preprocessing) -> PreparedCase:
@@ -138,17 +148,28 @@ def prepare_case(volumes: CaseVolumes, preprocessing: Preprocessing) -> Prepared
     affine = torch.as_tensor(volumes.grid.affine)
     # A copy: MONAI scales intensities in place.
     sample = {"image": MetaTensor(torch.tensor(volumes.image), affine=affine)}
-    if volumes.label is not None:
-        sample["label"] = MetaTensor(torch.from_numpy(volumes.label[None].astype(np.float32)), affine=affine)
-    sample = _deterministic(preprocessing, tuple(sample))(sample)
-    label = sample.get("label")
+    maps = {"label": volumes.label, "readers": volumes.readers, "weight": volumes.weight}
+    continuous = {"image", "weight"}
+    for key, values in maps.items():
+        if values is not None:
+            stacked = values if values.ndim == 4 else values[None]
+            sample[key] = MetaTensor(torch.from_numpy(stacked.astype(np.float32)), affine=affine)
+            if key == "readers" and values.dtype.kind == "f":
+                continuous.add(key)
+    modes = {key: "bilinear" if key in continuous else "nearest" for key in sample}
+    sample = _deterministic(preprocessing, modes)(sample)
+    found = {key: value.as_tensor() for key, value in sample.items()}
+    label, readers, weight = (found.get(key) for key in maps)
+    is_soft = "readers" in continuous
     return PreparedCase(
         case=volumes.case,
-        image=sample["image"].as_tensor().float().contiguous(),
+        image=found["image"].float().contiguous(),
         affine=np.asarray(sample["image"].affine, dtype=np.float64),
-        label=None if label is None else label.as_tensor()[0].round().to(torch.uint8).contiguous(),
+        label=None if label is None else label[0].round().to(torch.uint8).contiguous(),
         grid=volumes.grid,
         reference=volumes.label,
+        readers=None if readers is None else (readers.float() if is_soft else readers.round().to(torch.uint8)).numpy(),
+        weight=None if weight is None else weight[0].float().numpy(),
     )
 
 
@@ -170,15 +191,15 @@ def _check_resampled_size(grid: Volume, preprocessing: Preprocessing) -> None:
         raise ResourceError(message)
 
 
-def _deterministic(preprocessing: Preprocessing, keys: tuple[str, ...]) -> Any:
+def _deterministic(preprocessing: Preprocessing, modes: Mapping[str, str]) -> Any:
+    """The chain for what is in a sample, with how each is interpolated."""
     from monai import transforms
 
+    keys = tuple(modes)
     chain: list[Any] = [transforms.Orientationd(keys, axcodes=preprocessing.orientation, labels=None)]
     if preprocessing.spacing_mm is not None:
-        modes = ["bilinear" if key == "image" else "nearest" for key in keys]
-        chain.append(
-            transforms.Spacingd(keys, preprocessing.spacing_mm, mode=modes, padding_mode="border", dtype=np.float64)
-        )
+        how = {"mode": list(modes.values()), "padding_mode": "border", "dtype": np.float64}
+        chain.append(transforms.Spacingd(keys, preprocessing.spacing_mm, **how))
     if preprocessing.intensity is Intensity.ZSCORE_NONZERO:
         chain.append(transforms.NormalizeIntensityd("image", nonzero=True, channel_wise=True))
     elif preprocessing.intensity is Intensity.PERCENTILE_ZSCORE:
@@ -225,12 +246,13 @@ class RandomTransforms:
             from monai.transforms import RandAffined
 
             self._affine = RandAffined(
-                ("image", "label"),
+                tuple(INTERPOLATION),
                 prob=augmentation.affine_probability,
                 rotate_range=[float(np.deg2rad(augmentation.rotation_degrees))] * 3,
                 scale_range=[augmentation.scaling] * 3,
-                mode=("bilinear", "nearest"),
+                mode=tuple(INTERPOLATION.values()),
                 padding_mode="zeros",
+                allow_missing_keys=True,
             )
         self.set_random_state(0)
 
@@ -241,7 +263,10 @@ class RandomTransforms:
             self._affine.set_random_state(seed=int(self._random.integers(2**32)))
 
     def __call__(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Change `{"image": (C, I, J, K), "label": (1, I, J, K)}`; both move together, only image values change."""
+        """Change `{"image": (C, I, J, K)}` and beside it other keys of `INTERPOLATION`, each `(N, I, J, K)`.
+
+        All move together; only image values change.
+        """
         import torch
 
         a, random = self._augmentation, self._random
@@ -249,11 +274,11 @@ class RandomTransforms:
             from monai.utils import convert_to_tensor
 
             sample = {key: convert_to_tensor(value, track_meta=False) for key, value in self._affine(sample).items()}
-        image, label = sample["image"], sample["label"]
         axes = [axis for axis in (1, 2, 3) if random.random() < a.flip_probability]
-        image, label = image.flip(axes), label.flip(axes)
+        sample = {key: values.flip(axes) for key, values in sample.items()}
         if random.random() < a.transpose_probability:
-            image, label = image.transpose(1, 2), label.transpose(1, 2)
+            sample = {key: values.transpose(1, 2) for key, values in sample.items()}
+        image = sample["image"]
         if random.random() < a.intensity_probability:
             image = image * (1 + random.uniform(-a.intensity_scale, a.intensity_scale))
         if random.random() < a.intensity_probability:
@@ -261,7 +286,7 @@ class RandomTransforms:
         if random.random() < a.noise_probability:
             noise = random.standard_normal(tuple(image.shape), dtype=np.float32)
             image = image + torch.from_numpy(noise) * random.uniform(0, a.noise_std)
-        return {"image": image, "label": label}
+        return {**sample, "image": image}
 
 
 def to_native(values: NDArray[np.float32], prepared: PreparedCase) -> NDArray[np.float32]:

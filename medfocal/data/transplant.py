@@ -29,12 +29,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from medfocal.annotations.target import Target
 from medfocal.components import find_components
 from medfocal.data.sampling import Scalar, cut_patch
 from medfocal.data.transforms import PreparedCase, body_mask
@@ -63,6 +65,9 @@ class Donor:
         soft: Weight of the residual, float32 `(I, J, K)` in [0, 1].
         ring: Voxels of the body around the lesion that give the level it stands on, `(I, J, K)`.
         spacing_mm: Of the three axes.
+        targets: What the lesion teaches, one or one of each reader: classes or shares as those of `Target`, 0 where
+            `soft` is. None: its classes.
+        weight: Voxel weights `(I, J, K)`, or None.
     """
 
     residual: NDArray[np.float32]
@@ -70,6 +75,8 @@ class Donor:
     soft: NDArray[np.float32]
     ring: NDArray[np.bool_]
     spacing_mm: tuple[float, ...]
+    targets: tuple[NDArray[Any], ...] | None = None
+    weight: NDArray[np.float32] | None = None
 
     def turned(self, flips: Sequence[int], *, transpose: bool) -> Donor:
         """The lesion flipped along some of the axes 0 to 2, then with the first two swapped; shares its memory."""
@@ -79,7 +86,9 @@ class Donor:
             array = np.flip(array, axes)
             return array.swapaxes(-3, -2) if transpose else array
 
-        return Donor(turn(self.residual), turn(self.classes), turn(self.soft), turn(self.ring), self.spacing_mm)
+        planes = (turn(self.residual), turn(self.classes), turn(self.soft), turn(self.ring))
+        targets = None if self.targets is None else tuple(map(turn, self.targets))
+        return Donor(*planes, self.spacing_mm, targets, None if self.weight is None else turn(self.weight))
 
 
 def check_transplant_probability(probability: float) -> None:
@@ -139,23 +148,28 @@ class LesionTransplants:
         case: int,
         epoch: int,
         index: int,
+        target: NDArray[Any] | None = None,
+        weight: NDArray[np.float32] | None = None,
     ) -> None:
         """Set lesions into a patch, in place.
 
         Args:
             image: Of the patch, `(C, I, J, K)`.
-            label: Its classes, `(I, J, K)`.
+            label: Its lesions' classes, `(I, J, K)`.
             body: Where the body is, `(I, J, K)`.
             case: Number of its case.
             epoch: From 0.
             index: From 0, counted over the whole epoch.
+            target: What it teaches, where that is not the label: classes `(I, J, K)`, or shares of the lesion classes
+                `(T, I, J, K)`. Of a lesion with a target of each reader, one of them is taken.
+            weight: Its voxel weights `(I, J, K)`, where there are some.
         """
         donors = self._matching.get(self._spacings[case])
         if not donors:
             return
         rng = np.random.default_rng([self._seed, epoch, index, STREAM])
         while rng.random() < self.probability:
-            _transplant(image, label, body, donors[rng.integers(len(donors))], rng)
+            _transplant(image, label, body, donors[rng.integers(len(donors))], rng, target=target, weight=weight)
 
     def _find_donors(self, cases: Sequence[PreparedCase], patch_size: Sequence[int]) -> None:
         """Collect the lesions that can be transplanted, and tell how many cannot, for which reason."""
@@ -200,7 +214,17 @@ def _donors_of(case: PreparedCase, patch_size: Sequence[int]) -> Iterator[Donor 
             continue
         inside = cut_patch(body, start, size)
         part = cut_patch(found.labels, start, size)
-        yield _donor(cut_patch(image, start, size), cut_patch(label, start, size), part, number, inside, spacing_mm)
+        donor = _donor(cut_patch(image, start, size), cut_patch(label, start, size), part, number, inside, spacing_mm)
+        yield donor if isinstance(donor, str) or case.target is None else _taught(donor, case.target, start, size)
+
+
+def _taught(donor: Donor, target: Target, start: Sequence[int], size: Sequence[int]) -> Donor:
+    """A donor with what it teaches, from the box it was cut out of."""
+    near = donor.soft > 0
+    cuts = (cut_patch(alternative, start, size) for alternative in target.alternatives)
+    targets = tuple(np.where(near, cut, 0).astype(np.float32 if target.is_soft else np.uint8) for cut in cuts)
+    weight = None if target.weight is None else cut_patch(target.weight, start, size)
+    return replace(donor, targets=targets, weight=weight)
 
 
 def _donor(
@@ -247,6 +271,9 @@ def _transplant(
     body: NDArray[np.bool_],
     donor: Donor,
     rng: np.random.Generator,
+    *,
+    target: NDArray[Any] | None,
+    weight: NDArray[np.float32] | None,
 ) -> None:
     """Set a donor, turned at random, to one of a few random places of a patch; none that suits: the patch stays."""
     flips = [axis for axis in range(3) if rng.random() < 0.5]
@@ -260,6 +287,12 @@ def _transplant(
         box = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
         if not label[box].any() and body[box][donor.soft > 0].all():
             _paste(image[(slice(None), *box)], label[box], donor, donor.ring & body[box])
+            if target is not None and donor.targets is not None:
+                taught = donor.targets[0 if len(donor.targets) == 1 else rng.integers(len(donor.targets))]
+                here = target[(slice(None),) * (target.ndim - 3) + box]
+                np.maximum(here, taught, out=here)
+            if weight is not None and donor.weight is not None:
+                np.copyto(weight[box], donor.weight, where=donor.soft > 0)
             return
 
 

@@ -108,7 +108,7 @@ class CaseResult:
 
 def evaluate_case(
     reference: NDArray[Any],
-    prediction: NDArray[Any],
+    prediction: NDArray[Any] | Components,
     affine: ArrayLike,
     *,
     case: str,
@@ -121,7 +121,8 @@ def evaluate_case(
     Args:
         reference: Anything but 0 is lesion, bool or integer (I, J, K).
         prediction: A mask (bool or integer, anything but 0 is inside) or a probability map (float in [0, 1]) on
-            the same grid. A float array that holds whole numbers only, within 1e-3, is a mask.
+            the same grid. A float array that holds whole numbers only, within 1e-3, is a mask. Or its candidates, as
+            `find_predicted` gave them, where several references judge them.
         affine: Voxel index to world RAS in mm, (4, 4).
         case: Name of the case.
         patient: Name of the patient; by default the case is its own patient.
@@ -143,15 +144,20 @@ def evaluate_case(
         >>> [(lesion.candidate, lesion.confidence) for lesion in result.lesions]
         [(1, 0.7), (None, nan)]
     """
-    if reference.shape != prediction.shape:
+    shape = prediction.labels.shape if isinstance(prediction, Components) else prediction.shape
+    if reference.shape != shape:
         message = (
-            f"case '{case}': reference and {prediction_name} differ in shape: {reference.shape} and {prediction.shape}."
+            f"case '{case}': reference and {prediction_name} differ in shape: {reference.shape} and {shape}."
             " Resample the prediction onto the grid of the reference."
         )
         raise GeometryError(message)
     affine = np.asarray(affine, np.float64)
     lesions = find_components(reference, affine, connectivity=protocol.connectivity)
-    candidates = _find_predicted(prediction, affine, protocol, f"case '{case}': {prediction_name}")
+    candidates = (
+        prediction
+        if isinstance(prediction, Components)
+        else find_predicted(prediction, affine, protocol, f"case '{case}': {prediction_name}")
+    )
     overlaps = find_overlaps(lesions.labels, candidates.labels)
     pairs = match_lesions(overlaps, candidates.confidence)
     shared = {
@@ -189,9 +195,8 @@ def evaluate_case(
     )
 
 
-def _find_predicted(
-    prediction: NDArray[Any], affine: NDArray[np.float64], protocol: Protocol, where: str
-) -> Components:
+def find_predicted(prediction: NDArray[Any], affine: NDArray[np.float64], protocol: Protocol, where: str) -> Components:
+    """Find the candidates of a mask or a probability map, as `evaluate_case` does; `where` begins its messages."""
     mask = prediction if prediction.dtype == np.bool_ else None
     if mask is None and prediction.size:
         low, high = float(prediction.min()), float(prediction.max())

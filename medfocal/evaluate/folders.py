@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +67,29 @@ def evaluate_files(
         GeometryError: Reference and prediction of a case lie on different grids.
         InputError: A file is missing, unreadable, or its values make no sense.
     """
-    pairs = find_pairs(reference, prediction, manifest=manifest)
+    return evaluate_pairs(find_pairs(reference, prediction, manifest=manifest), protocol)
+
+
+def evaluate_pairs(pairs: Sequence[Pair], protocol: Protocol = ANY_OVERLAP) -> Evaluation:
+    """Evaluate what `find_pairs` found; errors as of `evaluate_files`."""
     return evaluate_cases([_evaluate_pair(pair, protocol) for pair in track(pairs, "evaluate")], protocol)
 
 
-def find_pairs(reference: Path | None, prediction: Path | None, *, manifest: Path | None = None) -> list[Pair]:
-    """Pair the files of `evaluate_files`, by case name; nothing is read but the manifest."""
+def find_pairs(
+    reference: Path | None,
+    prediction: Path | None,
+    *,
+    manifest: Path | None = None,
+    fused: Path | None = None,
+) -> list[Pair]:
+    """Pair the files of `evaluate_files`, by case name; nothing is read but the manifest.
+
+    Args:
+        reference: As of `evaluate_files`.
+        prediction: As of `evaluate_files`.
+        manifest: As of `evaluate_files`.
+        fused: Folder that will hold a reference of each prediction, `<case>.nii.gz`, where none is given otherwise.
+    """
     rows = _read_manifest(Path(manifest)) if manifest is not None else None
     if rows is not None and all(row.reference and row.prediction for row in rows):
         if reference is not None or prediction is not None:
@@ -83,10 +100,15 @@ def find_pairs(reference: Path | None, prediction: Path | None, *, manifest: Pat
             raise ConfigError(message)
         folder = Path(str(manifest)).parent
         return [Pair(row.case, row.patient, folder / row.reference, folder / row.prediction) for row in rows]
-    if reference is None or prediction is None:
+    if prediction is None or (reference is None and fused is None):
         message = "a reference and a prediction are needed, or a manifest with the columns reference and prediction"
         raise ConfigError(message)
-    files = _pair_names(Path(reference), Path(prediction))
+    if reference is not None:
+        files = _pair_names(Path(reference), Path(prediction))
+    else:
+        assert fused is not None
+        predictions = find_files(Path(prediction), "prediction")
+        files = {case: (fused / f"{case}.nii.gz", file) for case, file in predictions.items()}
     patients = {row.case: row.patient for row in rows} if rows is not None else {case: case for case in files}
     _check_patients(list(files), patients, manifest)
     return [Pair(case, patients[case], *files[case]) for case in sorted(files)]
@@ -112,14 +134,14 @@ def _evaluate_pair(pair: Pair, protocol: Protocol) -> CaseResult:
 
 
 def _pair_names(reference: Path, prediction: Path) -> dict[str, tuple[Path, Path]]:
-    references, predictions = _find_files(reference, "reference"), _find_files(prediction, "prediction")
+    references, predictions = find_files(reference, "reference"), find_files(prediction, "prediction")
     if reference.is_file() and prediction.is_file():
         return dict.fromkeys(references, (reference, prediction))
     lonely = sorted(references.keys() - predictions.keys())
     if lonely:
         message = (
             f"{len(lonely)} of {len(references)} references have no prediction in '{prediction}':"
-            f" {_some(references[case].name for case in lonely)}. Predict them, remove the references, or name the"
+            f" {some(references[case].name for case in lonely)}. Predict them, remove the references, or name the"
             " pairs in a manifest."
         )
         raise DatasetError(message)
@@ -127,14 +149,27 @@ def _pair_names(reference: Path, prediction: Path) -> dict[str, tuple[Path, Path
     if unknown:
         message = (
             f"{len(unknown)} of {len(predictions)} predictions have no reference in '{reference}':"
-            f" {_some(predictions[case].name for case in unknown)}. Add the references, remove the predictions, or name"
+            f" {some(predictions[case].name for case in unknown)}. Add the references, remove the predictions, or name"
             " the pairs in a manifest."
         )
         raise DatasetError(message)
     return {case: (references[case], predictions[case]) for case in references}
 
 
-def _find_files(path: Path, role: str) -> dict[str, Path]:
+def find_files(
+    path: Path, role: str, *, rename: Callable[[Path, str], str] = lambda _path, case: case
+) -> dict[str, Path]:
+    """Find the images of a folder, of a pattern or a single one, by the case that each name says.
+
+    Args:
+        path: Folder, file or pattern.
+        role: What messages call the files, such as "prediction".
+        rename: Makes the case of a file and of the case that its name says.
+
+    Raises:
+        InputError: The place does not exist.
+        DatasetError: It holds no image, or two of one case.
+    """
     is_pattern = "*" in path.name and not path.exists()
     if not (path.parent if is_pattern else path).exists():
         message = f"the {role} '{path}' does not exist"
@@ -148,7 +183,7 @@ def _find_files(path: Path, role: str) -> dict[str, Path]:
         raise DatasetError(message)
     files: dict[str, Path] = {}
     for file in paths:
-        case = _case_name(file)
+        case = rename(file, _case_name(file))
         if case in files:
             message = (
                 f"'{files[case].name}' and '{file.name}' in '{path}' are both a {role} of case '{case}'. Choose"
@@ -204,7 +239,7 @@ def _read_manifest(path: Path) -> list[_ManifestRow]:
     cases = [row.case for row in rows]
     double = sorted({case for case in cases if cases.count(case) > 1})
     if double or not rows:
-        what = f"names cases more than once: {_some(double)}" if double else "names no case"
+        what = f"names cases more than once: {some(double)}" if double else "names no case"
         message = f"the manifest '{path}' {what}. Give each case one line."
         raise DatasetError(message)
     return rows
@@ -213,16 +248,17 @@ def _read_manifest(path: Path) -> list[_ManifestRow]:
 def _check_patients(cases: list[str], patients: dict[str, str], manifest: Path | None) -> None:
     missing, surplus = sorted(set(cases) - patients.keys()), sorted(patients.keys() - set(cases))
     if missing:
-        message = f"{len(missing)} cases are not in the manifest '{manifest}': {_some(missing)}. Add a line for each."
+        message = f"{len(missing)} cases are not in the manifest '{manifest}': {some(missing)}. Add a line for each."
         raise DatasetError(message)
     if surplus:
         message = (
-            f"{len(surplus)} cases of the manifest '{manifest}' have no files: {_some(surplus)}. Remove their lines."
+            f"{len(surplus)} cases of the manifest '{manifest}' have no files: {some(surplus)}. Remove their lines."
         )
         raise DatasetError(message)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """Name the first few and count the others."""
     names = list(names)
     more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
     return ", ".join(names[:NUM_NAMED]) + more

@@ -77,6 +77,7 @@ def evaluate_cases(results: Sequence[CaseResult], protocol: Protocol = ANY_OVERL
         cases=cases,
         lesions=lesions,
         candidates=candidates,
+        readers=None,
     )
 
 

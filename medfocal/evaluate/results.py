@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medfocal.evaluate.froc import FrocCurve, FrocPoint
 from medfocal.evaluate.intervals import Rate
@@ -38,6 +38,16 @@ CANDIDATE_COLUMNS = (
     *_SIZE,
     *_PLACE,
 )
+
+COMPARED = ("lesion_sensitivity", "lesion_precision", "lesion_f1", "false_positives_per_case")
+READER_COLUMNS = (
+    *("kind", "reader", "num_cases", "num_patients", "num_lesions", "num_detected_lesions"),
+    *("num_candidates", "num_false_candidates"),
+    *(f"{name}{end}" for name in COMPARED for end in ("", "_low", "_high")),
+    *("voxel_dice_mean", "voxel_dice_median"),
+)
+
+ComparisonKind = Literal["reader_against_others", "model_against_others", "model_against_reader", "model_against_all"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,73 @@ class Undefined:
     why: str
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """A reader or the model, judged by the marks of one or several readers.
+
+    Attributes:
+        kind: Who is judged by whom: "reader_against_others", "model_against_others", "model_against_reader" or
+            "model_against_all".
+        reader: The reader who is judged, who is left out, or who judges; "" where all judge.
+        num_cases: Cases that those concerned read.
+        num_patients: Their patients.
+        num_lesions: Lesions of the marks that judge.
+        num_detected_lesions: Those found.
+        num_candidates: Candidates of what is judged, at the threshold.
+        num_false_candidates: Those that find no lesion.
+        lesion_sensitivity: Found lesions over all lesions.
+        lesion_precision: True candidates over candidates.
+        lesion_f1: F1 of lesions and candidates.
+        false_positives_per_case: False candidates over cases.
+        voxel_dice: Overlap of the masks.
+        undefined: What is NaN above, where and why.
+    """
+
+    kind: ComparisonKind
+    reader: str
+    num_cases: int
+    num_patients: int
+    num_lesions: int
+    num_detected_lesions: int
+    num_candidates: int
+    num_false_candidates: int
+    lesion_sensitivity: Rate
+    lesion_precision: Rate
+    lesion_f1: Rate
+    false_positives_per_case: Rate
+    voxel_dice: VoxelDice
+    undefined: list[Undefined]
+
+    def to_row(self) -> Row:
+        """Give the row of readers.csv."""
+        values: Row = {name: getattr(self, name) for name in READER_COLUMNS if hasattr(self, name)}
+        for name in COMPARED:
+            rate: Rate = getattr(self, name)
+            values |= {name: rate.value, f"{name}_low": rate.low, f"{name}_high": rate.high}
+        return values | {"voxel_dice_mean": self.voxel_dice.mean, "voxel_dice_median": self.voxel_dice.median}
+
+
+@dataclass(frozen=True)
+class ReaderStudy:
+    """Readers and a model beside each other.
+
+    Attributes:
+        fusion: How the marks of several readers become lesions.
+        readers: Name, place and number of cases of each reader.
+        num_cases_unread: Cases that nobody read; they are in no comparison.
+        comparisons: Each reader and the model, by each judge.
+    """
+
+    fusion: str
+    readers: list[Row]
+    num_cases_unread: int
+    comparisons: list[Comparison]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give what evaluation.json holds under `readers`. Undefined is NaN."""
+        return asdict(self)
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Everything found out about a set of cases; counts are of candidates at or above the protocol's threshold.
@@ -123,6 +200,7 @@ class Evaluation:
         lesions: Rows of lesions.csv.
         candidates: Rows of candidates.csv, those below the threshold among them. `true` says whether a
             candidate finds a lesion once it counts.
+        readers: Readers and the model beside each other; None where no readers were given.
     """
 
     protocol: Protocol
@@ -145,9 +223,11 @@ class Evaluation:
     cases: list[Row]
     lesions: list[Row]
     candidates: list[Row]
+    readers: ReaderStudy | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Give what evaluation.json holds: everything but the rows. Undefined is NaN."""
+        readers = {} if self.readers is None else {"readers": self.readers.to_dict()}
         return {
             "protocol": self.protocol.to_dict(),
             "num_cases": self.num_cases,
@@ -167,13 +247,13 @@ class Evaluation:
             "froc": self.froc.to_dict(),
             "voxel_dice": asdict(self.voxel_dice),
             "undefined": [asdict(line) for line in self.undefined],
-        }
+        } | readers
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
-    """Write evaluation.json, cases.csv, lesions.csv and candidates.csv.
+    """Write evaluation.json, cases.csv, lesions.csv and candidates.csv, and readers.csv where readers were compared.
 
-    In the files undefined is null or an empty cell.
+    In the files undefined is null or an empty cell. Without readers a readers.csv of an earlier evaluation is removed.
 
     Args:
         evaluation: What to write.
@@ -186,5 +266,10 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
     write_csv(directory / "cases.csv", evaluation.cases, CASE_COLUMNS)
     write_csv(directory / "lesions.csv", evaluation.lesions, LESION_COLUMNS)
     write_csv(directory / "candidates.csv", evaluation.candidates, CANDIDATE_COLUMNS)
+    if evaluation.readers is not None:
+        rows = [comparison.to_row() for comparison in evaluation.readers.comparisons]
+        write_csv(directory / "readers.csv", rows, READER_COLUMNS)
+    else:
+        (directory / "readers.csv").unlink(missing_ok=True)
     write_json(directory / "evaluation.json", evaluation.to_dict())
     return directory

@@ -168,10 +168,15 @@ def draw_froc(summary: Mapping[str, Any]) -> Drawing:
 
 
 def _drawing(size: tuple[float, float], words: str, draw: Callable[[Axes, Theme], None]) -> Drawing:
+    return draw_figure(size, words, lambda figure, theme: draw(figure.add_subplot(), theme))
+
+
+def draw_figure(size: tuple[float, float], words: str, draw: Callable[[Figure, Theme], None]) -> Drawing:
+    """Draw a figure of a size in inches for a light and for a dark page; `words` say what it shows."""
     sources = []
     for theme in (LIGHT, DARK):
         figure = _figure(size, theme)
-        draw(figure.add_subplot(), theme)
+        draw(figure, theme)
         sources.append(_svg(figure))
     return Drawing(sources[0], sources[1], round(size[0] * 96), round(size[1] * 96), words)
 
@@ -195,7 +200,8 @@ def _svg(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _dress(axes: Axes, theme: Theme, title: str, x_label: str, y_label: str) -> None:
+def dress(axes: Axes, theme: Theme, title: str, x_label: str, y_label: str) -> None:
+    """Give axes the looks of the report."""
     axes.set_facecolor(theme.paper)
     axes.set_title(title, loc="left", fontsize=10, fontweight="bold", color=theme.ink)
     axes.set_xlabel(x_label, fontsize=9, color=theme.muted)
@@ -232,7 +238,7 @@ def _froc(axes: Axes, summary: Mapping[str, Any], theme: Theme) -> None:
         for point in summary["froc"]["curve"]
         if point["false_positives_per_case"] is not None and point["lesion_sensitivity"] is not None
     ]
-    _dress(axes, theme, "FROC", "false candidates per case", "lesion sensitivity")
+    dress(axes, theme, "FROC", "false candidates per case", "lesion sensitivity")
     if curve:
         _froc_curve(axes, curve, points, theme)
     if _operating_point(axes, summary, theme) or curve:
@@ -310,7 +316,7 @@ def _series(metrics: Metrics, name: str) -> tuple[list[float], list[float]]:
 
 
 def _loss(axes: Axes, metrics: Metrics, theme: Theme) -> None:
-    _dress(axes, theme, "Loss", "epoch", "training loss")
+    dress(axes, theme, "Loss", "epoch", "training loss")
     values = _line_of_one(axes, metrics, "loss", theme)
     if values and min(values) > 0:
         axes.set_yscale("log")
@@ -319,7 +325,7 @@ def _loss(axes: Axes, metrics: Metrics, theme: Theme) -> None:
 
 
 def _learning_rate(axes: Axes, metrics: Metrics, theme: Theme) -> None:
-    _dress(axes, theme, "Learning rate", "epoch", "learning rate")
+    dress(axes, theme, "Learning rate", "epoch", "learning rate")
     values = _line_of_one(axes, metrics, "learning_rate", theme)
     if values:
         # No power of ten above the axis: it would stand in the way of the title.
@@ -339,7 +345,7 @@ def _line_of_one(axes: Axes, metrics: Metrics, name: str, theme: Theme) -> list[
 
 
 def _validation(axes: Axes, metrics: Metrics, theme: Theme) -> None:
-    _dress(axes, theme, "Validation", "epoch", "")
+    dress(axes, theme, "Validation", "epoch", "")
     axes.set_ylim(-0.03, 1.03)
     lines = (
         ("lesion_sensitivity", "lesion sensitivity", theme.first, "o", "-"),

@@ -14,6 +14,7 @@ from medfocal import __version__
 from medfocal.files import atomic_write
 from medfocal.report.figures import best_epoch, draw_froc, draw_training, read_metrics
 from medfocal.report.pictures import FIELD_MM, CaseImages, View, look_at
+from medfocal.report.readers import readers_section
 from medfocal.report.tables import (
     MEASURES,
     SHARES,
@@ -107,7 +108,9 @@ def write_report(
         message = f"max_pictures must be 0 or more, got {max_pictures}"
         raise ValueError(message)
     path = Path(path)
-    html = _render(_content(title, records_of(evaluation), images, metrics, facts or {}, max_pictures))
+    html = render_page(
+        "page.html.j2", _content(title, records_of(evaluation), images, metrics, facts or {}, max_pictures)
+    )
     with atomic_write(path) as file:
         file.write(html)
     return path
@@ -140,17 +143,19 @@ def _content(
         "threshold": f"{summary['protocol']['threshold']:.3g}",
         "training": None if epochs is None else draw_training(epochs),
         "best": None if epochs is None else best_epoch(epochs),
+        "readers": readers_section(summary, notes),
         "cases": _case_rows(records, notes, sections),
         "sections": sections,
         "field_mm": f"{FIELD_MM:g}",
         "facts": [(str(label), str(text)) for label, text in facts.items()],
-        "versions": _versions(),
+        "versions": package_versions(),
         # Last: the sections above have added what they met.
         "undefined": notes.lines,
     }
 
 
-def _render(content: Mapping[str, Any]) -> str:
+def render_page(template: str, content: Mapping[str, Any]) -> str:
+    """Fill one of the templates beside this module; a name that it uses and `content` lacks is an error."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -160,7 +165,7 @@ def _render(content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(content)
+    return environment.get_template(template).render(content)
 
 
 def _num_lesion_free(records: Records) -> int:
@@ -375,7 +380,8 @@ def _triple(parts: Sequence[str | None], unit: str = "") -> str | None:
     return ", ".join(texts) + unit if len(texts) == 3 else None
 
 
-def _versions() -> list[tuple[str, str]]:
+def package_versions() -> list[tuple[str, str]]:
+    """Names and versions of this package and of those that its numbers come from."""
     rows = [("medfocal", __version__), ("Python", platform.python_version())]
     for name in PACKAGES:
         try:

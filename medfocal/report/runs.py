@@ -21,6 +21,7 @@ from medfocal.infer.candidates import mask_at
 from medfocal.report.figures import write_curves
 from medfocal.report.page import write_report
 from medfocal.report.pictures import CaseImages
+from medfocal.report.readers import reader_lines
 from medfocal.volume import is_volume, read_labels, read_volume, volume_name
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def print_table(evaluation: Evaluation, places: Mapping[str, Path], heading: str
             if np.isinf(point.threshold):
                 value = "none: even the surest candidates alone give more (a mask has one confidence)"
             rows["sensitivity at 1 FP per case"] = value
+    if e.readers is not None:
+        rows |= reader_lines(e.readers)
     rows |= {
         "cases, patients": f"{e.num_cases}, {e.num_patients}",
         "counted from confidence": f"{e.protocol.threshold:.3g}",

@@ -110,7 +110,13 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     transplants = LesionTransplants(training, patch_size=patch_size, probability=transplant_probability, seed=seed)
     changes = RandomTransforms(augmentation)
     batches = BatchSource(
-        training, sampler, transplants=transplants, augment=changes, batch_size=settings.batch_size, seed=seed
+        training,
+        sampler,
+        transplants=transplants,
+        augment=changes,
+        batch_size=settings.batch_size,
+        seed=seed,
+        with_background=loss.activation == "softmax",
     )
     shares = batches.foreground_shares(len(card.labels))
     LOG.info(
@@ -149,7 +155,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
             batch = to_device(batch, device)  # noqa: PLW2901  the CPU's copy has no further use
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 logits = network(batch.image)
-            batch_loss = loss(logits.float(), batch.label)
+            batch_loss = loss(logits.float(), batch.target, weight=batch.weight)
             optimizer.zero_grad(set_to_none=True)
             batch_loss.backward()
             if settings.gradient_clip_norm is not None:

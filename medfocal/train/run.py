@@ -19,8 +19,10 @@ from typing import Any
 import torch
 
 from medfocal import __version__
-from medfocal.data.cases import read_case
+from medfocal.annotations.fusion import Fusion
+from medfocal.annotations.target import AnnotationSettings, Smoothing
 from medfocal.data.manifest import SPLITS, Case, Manifest
+from medfocal.data.targets import log_annotations, read_case_with_reference, read_training, teach
 from medfocal.data.transforms import Augmentation, PreparedCase, Preprocessing, prepare_case
 from medfocal.errors import ConfigError, DatasetError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
@@ -104,7 +106,10 @@ def run_training(
     patch_size: Sequence[int],
     lesion_fraction: float,
     transplant_probability: float,
+    annotations: AnnotationSettings,
+    smoothing: Smoothing,
     loss: Any,
+    smooth_loss: Callable[[list[list[float]]], Any],
     build_network: Callable[..., torch.nn.Module],
     build_optimizer: Callable[..., torch.optim.Optimizer],
     schedule: Callable[[float], float],
@@ -127,7 +132,10 @@ def run_training(
         patch_size: Voxels `(I, J, K)`.
         lesion_fraction: Share of lesion-centred patches.
         transplant_probability: Of a lesion set into a patch, and of another one after each.
+        annotations: Who is believed about the training cases.
+        smoothing: Of what was drawn.
         loss: See `medfocal.train.loop.train`.
+        smooth_loss: Makes the loss with label smoothing by a matrix, for `annotations.estimate_smoothing`.
         build_network: Takes `in_channels` and `out_channels`.
         build_optimizer: Takes the parameters.
         schedule: Factor on the learning rate from the share of training done.
@@ -148,13 +156,22 @@ def run_training(
     num_outputs = len(manifest.labels) - (loss.activation == "sigmoid")
     _refuse_unfit_loss(loss, num_outputs, manifest.labels)
     network = build_network(in_channels=len(manifest.channels), out_channels=num_outputs)
-    training = read_split(manifest, "training", preprocessing)
-    validation = read_split(manifest, "validation", preprocessing)
+    read = read_training(manifest, preprocessing, annotations)
+    taught = teach(read, annotations, smoothing, len(manifest.labels))
+    training = taught.cases
+    del read
+    validation = read_split(manifest, "validation", preprocessing, annotations.fusion)
     _refuse_without_lesions(manifest, training)
+    if taught.smoothing is not None:
+        loss = smooth_loss(taught.smoothing)
+    _refuse_unfit_loss(loss, num_outputs, manifest.labels, soft=taught.is_soft, weighted=taught.is_weighted)
 
     make_folder(folder)
     _start_log(folder / "train.log")
     _write_records(folder, configuration, manifest, device)
+    if taught.record["cases"]:
+        write_json(folder / "annotations.json", taught.record)
+        log_annotations(taught.record)
     card = ModelCard(
         name=name,
         network={"name": type(network).__name__, "arguments": network.arguments},
@@ -208,20 +225,23 @@ def run_training(
         found, cases = None, _labelled(manifest.split(split))
         if cases:
             keep = folder / "test" / "predictions" if split == "test" else None
-            found = _evaluate_split(model, manifest, cases, protocol, device, keep, settings)
+            found = _evaluate_split(model, manifest, cases, protocol, device, keep, settings, annotations.fusion)
             write_evaluation(found, folder / split)
         evaluations.append(found)
     return RunResult(folder, point, *evaluations)
 
 
-def read_split(manifest: Manifest, split: str, preprocessing: Preprocessing) -> list[PreparedCase]:
-    """Read and prepare every case of a split, with progress.
+def read_split(manifest: Manifest, split: str, preprocessing: Preprocessing, fusion: Fusion) -> list[PreparedCase]:
+    """Read and prepare every case of a split to evaluate on, with progress.
 
     Raises:
         InputError: A case cannot be read or its files do not belong together; it is named.
     """
     cases = manifest.split(split)
-    return [prepare_case(read_case(case, manifest.labels), preprocessing) for case in track(cases, f"read {split}")]
+    return [
+        prepare_case(read_case_with_reference(case, manifest.labels, fusion), preprocessing)
+        for case in track(cases, f"read {split}")
+    ]
 
 
 def _evaluate_split(
@@ -232,10 +252,12 @@ def _evaluate_split(
     device: torch.device,
     keep: Path | None,
     settings: TrainerSettings,
+    fusion: Fusion,
 ) -> Evaluation:
     results = []
     for case in track(cases, f"evaluate {cases[0].split}"):
-        prepared = prepare_case(read_case(case, manifest.labels), model.card.preprocessing)
+        volumes = read_case_with_reference(case, manifest.labels, fusion)
+        prepared = prepare_case(volumes, model.card.preprocessing)
         found = predict_case(model, prepared, device=device)
         if keep is not None:
             save = settings.save_test_predictions
@@ -255,7 +277,7 @@ def _evaluate_split(
 
 
 def _labelled(cases: Sequence[Case]) -> list[Case]:
-    return [case for case in cases if case.label is not None]
+    return [case for case in cases if case.is_annotated]
 
 
 def _refuse_without_lesions(manifest: Manifest, training: Sequence[PreparedCase]) -> None:
@@ -268,12 +290,17 @@ def _refuse_without_lesions(manifest: Manifest, training: Sequence[PreparedCase]
         raise DatasetError(message)
 
 
-def _refuse_unfit_loss(loss: Any, num_outputs: int, labels: Mapping[int, str]) -> None:
-    """How many classes there are only the dataset says, so that the configuration's check could not see this."""
+def _refuse_unfit_loss(
+    loss: Any, num_outputs: int, labels: Mapping[int, str], *, soft: bool = False, weighted: bool = False
+) -> None:
+    """How many classes there are and what their targets are only the dataset says; the configuration's check cannot."""
+    shape = (1, num_outputs, 2, 2, 2)
+    target = torch.full(shape, 1 / num_outputs) if soft else torch.zeros(1, 2, 2, 2, dtype=torch.long)
     try:
-        loss(torch.zeros(1, num_outputs, 2, 2, 2), torch.zeros(1, 2, 2, 2, dtype=torch.long))
+        loss(torch.zeros(shape), target, weight=torch.ones(1, 2, 2, 2) if weighted else None)
     except ValueError as error:
-        message = f"loss: {error}"
+        why = " (the targets are shares, by annotations.fusion or smoothing)" if soft else ""
+        message = f"loss: {error}{why}"
         raise ConfigError(message) from error
     loss.take_num_dropped()  # those of this trial
     ignored = getattr(loss, "ignore_index", None)
@@ -324,7 +351,7 @@ def environment(manifest: Manifest, device: torch.device) -> dict[str, Any]:
     """Versions, device, git commit and the SHA-256 of every input file."""
     packages = ("torch", "monai", "numpy", "scipy", "nibabel", "connected-components-3d", "hydra-core", "safetensors")
     files = [manifest.path]
-    files += [f for c in manifest.cases for f in (*c.images, *((c.label,) if c.label else ()))]
+    files += [f for c in manifest.cases for f in (*c.images, *((c.label,) if c.label else ()), *c.annotations)]
     return {
         "medfocal": __version__,
         "git_commit": _git_commit(),

@@ -72,7 +72,7 @@ def test_it_imports_only_from_rooms_before_its_own(module):
     [
         ("monai", ("data/transforms.py", "networks/", "infer/")),
         ("hydra", ("cli.py", "config.py")),
-        ("SimpleITK", ("volume.py", "volume/")),
+        ("SimpleITK", ("volume.py", "volume/", "annotations/fusion.py")),
         ("lightning", ()),
         ("torchvision", ()),
     ],

@@ -289,6 +289,34 @@ def test_evaluate_refuses_images_that_are_missing_or_of_no_case_before_it_writes
     evaluate_refuses(["'images'", "a.nii.gz"], "images=images", folder=tmp_path)
 
 
+def test_evaluate_refuses_readers_that_are_no_two_of_the_cases(tmp_path):
+    for folder in ("reference", "prediction", "reader"):
+        write_masks(tmp_path / folder, "a")
+    write_masks(tmp_path / "other", "z")
+    evaluate_refuses(["readers", "[DIR1,DIR2]", "'reader'"], "readers=reader", folder=tmp_path, code=2)
+    evaluate_refuses(["readers", "[1, 2]"], "readers=[1,2]", folder=tmp_path, code=2)
+    evaluate_refuses(["readers", "at least two places, got 1"], "readers=[reader]", folder=tmp_path, code=2)
+    evaluate_refuses(["'other' has marks of none"], "readers=[reader,other]", folder=tmp_path)
+    evaluate_refuses(["'nowhere' does not exist"], "readers=[reader,nowhere]", folder=tmp_path)
+    evaluate_refuses(["nowhere.json"], "readers=nowhere.json", folder=tmp_path)
+
+
+def test_evaluate_without_reference_refuses_a_case_that_nobody_read_before_it_writes(tmp_path):
+    write_masks(tmp_path / "prediction", "a", "b")
+    for folder in ("one", "two"):
+        write_masks(tmp_path / folder, "a")
+    ended = run("evaluate", "prediction=prediction", "output=o", "readers=[one,two]", folder=tmp_path)
+    assert_refused(ended, 3, "1 of 2 cases have no reader", "b")
+    assert not (tmp_path / "o").exists()
+
+
+def test_evaluate_refuses_to_write_into_the_folder_of_a_reader(tmp_path):
+    for folder in ("reference", "prediction", "one", "two"):
+        write_masks(tmp_path / folder, "a")
+    words = ["reference=reference", "prediction=prediction", "output=two", "readers=[one,two]"]
+    assert_refused(run("evaluate", *words, folder=tmp_path), 2, "'two' is one of the folders")
+
+
 def test_evaluate_refuses_images_on_another_grid(tmp_path):
     write_masks(tmp_path / "reference", "a")
     write_masks(tmp_path / "prediction", "a", first=7)  # a miss and a false candidate: what pictures are of

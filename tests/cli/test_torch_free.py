@@ -1,26 +1,34 @@
 """`medfocal evaluate` is for machines that hold masks and no deep-learning stack."""
 
+import json
 import subprocess
 import sys
 import textwrap
 
 import numpy as np
+import pytest
 
 from medfocal.volume import Volume, write_volume
 
 
-def test_the_evaluate_command_imports_neither_torch_nor_monai(tmp_path):
+@pytest.mark.parametrize("more", [[], ["readers=[reference,prediction]"], ["readers=dataset.json"]], ids=str)
+def test_the_evaluate_command_imports_neither_torch_nor_monai(more, tmp_path):
     mask = np.zeros((12, 10, 8), np.uint8)
     mask[3:5, 3:5, 3] = 1
     for folder in ("reference", "prediction"):
         write_volume(tmp_path / folder / "a.nii.gz", Volume(mask, np.diag([0.5, 1.0, 3.0, 1.0])))
-    program = textwrap.dedent("""
+    files = [f"{folder}/a.nii.gz" for folder in ("reference", "prediction")]
+    entry = {"case": "a", "image": files[0], "label": files[0], "annotations": files}
+    content = {"channel_names": {"0": "x"}, "labels": {"0": "background", "1": "lesion"}, "test": [entry]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    words = ["evaluate", "reference=reference", "prediction=prediction", "output=o", "images=reference", *more]
+    program = textwrap.dedent(f"""
         import sys
         from medfocal import cli
         try:
-            cli.main(["evaluate", "reference=reference", "prediction=prediction", "output=o", "images=reference"])
+            cli.main({words})
         except SystemExit as ended:
-            print("ended with", ended.code, sorted({"torch", "monai"} & set(sys.modules)))
+            print("ended with", ended.code, sorted({{"torch", "monai"}} & set(sys.modules)))
     """)
     ended = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120

@@ -5,11 +5,14 @@ import inspect
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from medfocal import config
+from medfocal.annotations.corrupt import Corruption
+from medfocal.annotations.target import AnnotationSettings
 from medfocal.data.manifest import read_manifest
 from medfocal.data.transforms import Augmentation, Preprocessing, RandomTransforms
 from medfocal.evaluate import Protocol
@@ -24,10 +27,14 @@ NEEDED = {
     "evaluate": ["output=o"],
     "phantom": ["output=o"],
     "check": ["data.dataset=d.json"],
+    "suspect": ["output=o"],
     "info": [],
 }
 # The groups that other verbs than train have too are chosen in these as well.
 SHARED = {"paths": [(verb, "paths") for verb in config.VERBS], "evaluate": [("evaluate", "evaluate@protocol")]}
+
+# Groups that train has not.
+OTHERS = {"corruption": [("phantom", "corruption")]}
 
 
 def compositions():
@@ -38,7 +45,7 @@ def compositions():
         if path.suffix != ".yaml" or len(path.parts) == 1:
             continue
         group, choice = path.parent.as_posix(), path.stem
-        for verb, key in [("train", group), *SHARED.get(group, [])]:
+        for verb, key in OTHERS.get(group, [("train", group), *SHARED.get(group, [])]):
             extra = ["data.root=r"] if group == "experiment" and choice != "quickstart" else []
             extra += NEEDED[verb] if group != "experiment" else []
             yield verb, [f"{key}={choice}", *extra]
@@ -94,6 +101,10 @@ def test_it_is_checked_and_built(pair):
     values = config.check(composed(pair[0], *pair[1]))
     if pair[0] == "evaluate":
         assert isinstance(config.construct("protocol", values["protocol"]), Protocol)
+    if pair[0] == "phantom":
+        corruption = config.build("corruption", values["corruption"])
+        assert isinstance(corruption, Corruption)
+        assert set(corruption.describe()) - {"kind"} == set(values["corruption"]) - {"_target_"}
     if pair[0] != "train":
         return
     loss = config.build("loss", values["loss"])
@@ -102,6 +113,11 @@ def test_it_is_checked_and_built(pair):
     optimizer = config.build("optimizer", values["optimizer"])(network.parameters())
     assert optimizer.param_groups[0]["lr"] > 0
     assert 0 <= config.build("schedule", values["schedule"])(0.5) <= 1
+    assert isinstance(config.construct("annotations", values["annotations"]), AnnotationSettings)
+    label = np.zeros((4, 3, 2), np.uint8)
+    smoothing = config.build("smoothing", values["smoothing"])
+    shares = smoothing(label, num_classes=2, spacing_mm=(1, 1, 1), image=np.zeros((1, 4, 3, 2), np.float32))
+    assert np.allclose(shares.sum(axis=0), 1)
     assert isinstance(config.construct("transforms", values["transforms"]), Preprocessing)
     augmentation = config.construct("transforms.augment", values["transforms"]["augment"])
     assert isinstance(augmentation, Augmentation)
@@ -113,10 +129,11 @@ def test_it_is_checked_and_built(pair):
 @pytest.mark.parametrize("pair", [pair for pair in ALL if pair[0] == "train"], ids=names)
 def test_the_yaml_names_exactly_the_arguments_of_its_constructor(pair):
     values = OmegaConf.to_container(composed(pair[0], *pair[1]))
-    for group in ("loss", "network", "schedule"):
+    for group in ("loss", "network", "schedule", "smoothing"):
         target = config.resolve_target(group, values[group])
         wanted = set(inspect.signature(target).parameters) - {"in_channels", "out_channels"}
         assert set(values[group]) - {"_target_"} == wanted
+    assert set(values["annotations"]) == set(inspect.signature(AnnotationSettings).parameters)
     assert set(values["transforms"]) - {"augment"} == set(inspect.signature(Preprocessing).parameters)
     assert set(values["transforms"]["augment"]) == set(inspect.signature(Augmentation).parameters)
     fixed = {"hit_rule", "assignment", "duplicates"}

@@ -40,7 +40,7 @@ TARGETS = ["os.system", "torch.load", "numpy.load", "medfocal.data.phantom.write
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("group", ["loss", "network", "optimizer", "schedule"])
+@pytest.mark.parametrize("group", ["loss", "network", "optimizer", "schedule", "smoothing"])
 def test_a_target_outside_the_list_is_refused(group, target):
     refuse(rf"{group}: the _target_ '{target}' is not allowed. Allowed are", f"{group}._target_={target}")
 
@@ -68,7 +68,7 @@ def test_a_target_where_none_belongs_is_refused(override):
 
 @pytest.mark.parametrize("word", ["_args_", "_partial_", "_recursive_", "_convert_"])
 def test_other_words_of_instantiation_are_refused(word):
-    refuse(rf"loss\.{word}: only loss, network, optimizer, schedule may have a _target_", f"+loss.{word}=[1]")
+    refuse(rf"loss\.{word}: only {', '.join(config.TARGETS)} may have a _target_", f"+loss.{word}=[1]")
 
 
 def test_a_class_that_is_allowed_in_one_group_is_refused_in_another():
@@ -245,3 +245,32 @@ def test_hydra_itself_calls_nothing_else(words, tmp_path, monkeypatch):
     ended = run("info", *[word.replace("NEST", str(nest.parent)) for word in words], folder=tmp_path)
     assert_refused(ended, 2)
     assert not song.exists()
+
+
+@pytest.mark.parametrize(
+    ("message", "overrides"),
+    [
+        (
+            r"smoothing \(SVLS\) and loss.label_smoothing \(0.1\) would smooth",
+            ["smoothing=svls", "loss.label_smoothing=0.1"],
+        ),
+        (
+            r"loss.label_smoothing \(0.1\) and annotations.estimate_smoothing would smooth the labels twice",
+            ["annotations=random", "annotations.estimate_smoothing=true", "loss.label_smoothing=0.1"],
+        ),
+        (
+            "DiceLoss has no label_smoothing for the readers' rates",
+            ["annotations=random", "annotations.estimate_smoothing=true", "loss=dice"],
+        ),
+        (
+            "annotations: estimate_smoothing=true does not go with fusion='mean'",
+            ["annotations=mean", "annotations.estimate_smoothing=true"],
+        ),
+        ("annotations: .*'consensus'", ["annotations.fusion=consensus"]),
+        ("annotations: disagreement must be one of", ["annotations.disagreement=drop"]),
+        ("smoothing: width_mm", ["smoothing=soft_boundary", "smoothing.width_mm=0"]),
+        ("SVLS has no 'sgima'", ["smoothing=svls", "+smoothing.sgima=1"]),
+    ],
+)
+def test_label_options_that_contradict_each_other_are_refused(message, overrides):
+    refuse(message, *overrides)

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medfocal.data.cases import clean_image, empty_grid, read_case
+from medfocal.data.cases import clean_image, empty_grid, read_case, read_weights
 from medfocal.data.manifest import Case
 from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.volume import Volume, write_volume
@@ -154,3 +154,68 @@ def test_label_values_that_the_dataset_does_not_name_are_refused(tmp_path):
     lesion[4, 4, 3], lesion[5, 4, 3] = 255, 2
     with pytest.raises(DatasetError, match=r"case 'c1': .* holds 2, 255, which .* it names 0 \(background\), 1 \(les"):
         read_case(case([stored(tmp_path, "a", body())], stored(tmp_path, "l", lesion)), LABELS)
+
+
+def annotated(folder, *readers):
+    """A case with annotations; each is an array or a path."""
+    files = [r if not isinstance(r, np.ndarray) else stored(folder, f"r{n}", r) for n, r in enumerate(readers, start=1)]
+    return Case("c1", "p1", "training", (stored(folder, "a", body()),), None, tuple(files))
+
+
+def mark(value=1, dtype=np.uint8):
+    marks = np.zeros(SHAPE, dtype)
+    marks[4:6, 4:6, 3] = value
+    return marks
+
+
+def test_annotations_are_read_when_asked_for(tmp_path):
+    known = annotated(tmp_path, mark(), np.zeros(SHAPE, np.uint8))
+    assert read_case(known, LABELS).readers is None
+    found = read_case(known, LABELS, with_readers=True).readers
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, np.stack([mark(), np.zeros(SHAPE)]))
+
+
+def test_a_reader_who_gave_shares_makes_all_of_the_case_shares(tmp_path):
+    found = read_case(annotated(tmp_path, mark(0.3, np.float32), mark()), LABELS, with_readers=True).readers
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[:, 4, 4, 3], [0.3, 1])
+
+
+@pytest.mark.parametrize("value", [1.3, -0.2])
+def test_a_share_outside_0_to_1_is_refused_with_the_reader_and_the_range(tmp_path, value):
+    with pytest.raises(DatasetError, match=r"'c1': reader 2:.*must lie in\s\[0, 1\]"):
+        read_case(annotated(tmp_path, mark(), mark(value, np.float32)), LABELS, with_readers=True)
+
+
+def test_shares_of_several_classes_are_no_labels(tmp_path):
+    several = {0: "background", 1: "a", 2: "b"}
+    with pytest.raises(InputError, match=r"'c1': reader 1:.*not a whole number"):
+        read_case(annotated(tmp_path, mark(0.3, np.float32)), several, with_readers=True)
+
+
+def test_label_values_that_another_reader_uses_alone_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"'c1': reader 2:.*holds 255,.*names 0 \(background\), 1 \(lesion\)"):
+        read_case(annotated(tmp_path, mark(), mark(255)), LABELS, with_readers=True)
+
+
+def test_an_annotation_on_another_grid_is_refused_with_both(tmp_path):
+    other = stored(tmp_path, "other", mark(), np.diag([1.0, 1, 1, 1]))
+    with pytest.raises(GeometryError, match=r"'c1': reader 2:.*annotation and image differ: spacing"):
+        read_case(annotated(tmp_path, mark(), other), LABELS, with_readers=True)
+
+
+def test_a_missing_annotation_is_refused_with_its_reader(tmp_path):
+    with pytest.raises(InputError, match="'c1': reader 1"):
+        read_case(annotated(tmp_path, tmp_path / "gone.nii.gz"), LABELS, with_readers=True)
+
+
+def test_weights_are_read_on_the_grid_of_the_case(tmp_path):
+    known, weight = annotated(tmp_path), mark(0.25, np.float32)
+    found = read_case(known, LABELS, weight=stored(tmp_path, "w", weight)).weight
+    np.testing.assert_array_equal(found, weight)
+    grid = read_case(known, LABELS).grid
+    with pytest.raises(InputError, match=r"'c1': the weight map .* from -0.5 to 0"):
+        read_weights(known, grid, stored(tmp_path, "negative", mark(-0.5, np.float32)))
+    with pytest.raises(GeometryError, match=r"'c1': the grids of weight map and image differ"):
+        read_weights(known, grid, stored(tmp_path, "far", weight, np.eye(4)))

@@ -72,3 +72,112 @@ def test_cases_without_label_are_read_and_have_no_lesion_count(dataset):
     dataset.write_text(json.dumps(content))
     report = check_dataset(dataset)[-1]
     assert (report.case, report.num_lesions, report.lesion_share) == ("d", None, None)
+
+
+def annotate(dataset, marks):
+    """Give cases annotations: by case, for each reader, the voxels that he marked."""
+    content = json.loads(dataset.read_text())
+    for entry in [entry for split in ("training", "validation", "test") for entry in content[split]]:
+        name = entry["image"].removesuffix(".nii.gz")
+        for number, voxels in enumerate(marks.get(name, []), start=1):
+            annotation = np.zeros(SHAPE, np.uint8)
+            for voxel in voxels:
+                annotation[voxel] = 1
+            file = f"{name}_reader{number}.nii.gz"
+            write_volume(dataset.parent / file, Volume(annotation, AFFINE))
+            entry.setdefault("annotations", []).append(file)
+    dataset.write_text(json.dumps(content))
+
+
+def test_agreement_of_readers_is_printed_by_split_and_pair_and_stands_in_the_report(dataset, tmp_path, capsys):
+    """In 'a' the readers share 1 of 2 + 3 voxels and the second has a lesion more; in 'b' both marked nothing."""
+    annotate(dataset, {
+        "a": [[(2, 2, 2), (2, 3, 2)], [(2, 2, 2), (9, 8, 6), (9, 8, 5)], [(2, 2, 2)]],
+        "b": [[], []],
+        "c": [[], []],
+        "d": [[(5, 5, 5)]],
+    })  # fmt: skip
+    reports = check_dataset(dataset, output=tmp_path / "out")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("; ") for line in lines if ": readers " in line] == [
+        [
+            "training: readers 1 and 2: mean voxel Dice 0.400 over 1 of 2 cases",
+            "0 of 1 lesions of reader 1 and 1 of 2 of reader 2 missed by the other",
+        ],
+        [
+            "training: readers 1 and 3: mean voxel Dice 0.667 over 1 of 1 cases",
+            "0 of 1 lesions of reader 1 and 0 of 1 of reader 3 missed by the other",
+        ],
+        [
+            "training: readers 2 and 3: mean voxel Dice 0.500 over 1 of 1 cases",
+            "1 of 2 lesions of reader 2 and 0 of 1 of reader 3 missed by the other",
+        ],
+        [
+            "validation: readers 1 and 2: voxel Dice undefined, neither marked a lesion in 1 cases",
+            "0 of 0 lesions of reader 1 and 0 of 0 of reader 2 missed by the other",
+        ],
+    ]
+    assert [report.num_reader_lesions for report in reports] == [(1, 2, 1), (0, 0), (0, 0), (1,)]
+    written = json.loads((tmp_path / "out" / "dataset_report.json").read_text())
+    assert written["warnings"] == []
+    assert [len(case["agreement"]) for case in written["cases"]] == [3, 1, 1, 0]
+    assert written["cases"][0]["agreement"][0] == {
+        "first": 1, "second": 2, "voxel_dice": 0.4, "num_lesions_first": 1, "num_lesions_second": 2,
+        "num_only_first": 0, "num_only_second": 1,
+    }  # fmt: skip
+    assert written["cases"][1]["agreement"][0]["voxel_dice"] is None
+
+
+def test_readers_who_share_no_voxel_are_a_warning_and_no_fault(dataset, tmp_path, capsys):
+    annotate(dataset, {"a": [[(2, 2, 2)], [(9, 8, 6)], [(2, 2, 2)]], "b": [[(2, 2, 2)], []]})
+    check_dataset(dataset, output=tmp_path / "out")
+    out = capsys.readouterr().out
+    assert "no fault in 4 cases" in out
+    warnings = json.loads((tmp_path / "out" / "dataset_report.json").read_text())["warnings"]
+    assert [warning.partition(" both")[0] for warning in warnings] == [
+        "case 'a': readers 1 and 2", "case 'a': readers 2 and 3",
+    ]  # fmt: skip
+    assert f"warning: {warnings[0]}" in out
+
+
+def test_a_fault_of_an_annotation_is_a_fault_of_its_case(dataset, tmp_path):
+    annotate(dataset, {"a": [[(2, 2, 2)], [(2, 2, 2)]], "c": [[], []]})
+    label = np.zeros(SHAPE, np.uint8)
+    label[3, 7, 2] = 4
+    write_volume(tmp_path / "a_reader2.nii.gz", Volume(label, AFFINE))
+    write_volume(tmp_path / "c_reader1.nii.gz", Volume(np.zeros((12, 10, 7), np.uint8), AFFINE))
+    with pytest.raises(
+        DatasetError, match=r"(?s)has 2 faults:.*case 'a': reader 2.*holds 4.*case 'c': reader 1.*grids"
+    ):
+        check_dataset(dataset)
+
+
+def test_shares_of_a_reader_count_as_marks_from_one_half_on(dataset, tmp_path):
+    annotate(dataset, {"a": [[(2, 2, 2)], []]})
+    shares = np.zeros(SHAPE, np.float32)
+    shares[2, 2, 2], shares[9, 8, 6] = 0.5, 0.4
+    write_volume(tmp_path / "a_reader2.nii.gz", Volume(shares, AFFINE))
+    report = check_dataset(dataset)[0]
+    assert report.num_reader_lesions == (1, 1)
+    assert report.agreement[0].voxel_dice == 1
+
+
+@pytest.mark.parametrize("lesions", [[], [(2, 2, 2)]])
+def test_without_labels_a_training_set_has_the_lesions_of_its_readers(dataset, lesions):
+    annotate(dataset, {"a": [lesions, []], "b": [[], []]})
+    content = json.loads(dataset.read_text())
+    for entry in content["training"]:
+        del entry["label"]
+    dataset.write_text(json.dumps(content))
+    if lesions:
+        assert [report.num_lesions for report in check_dataset(dataset)[:2]] == [None, None]
+    else:
+        with pytest.raises(DatasetError, match="no lesion in the whole training set: all 2 labels or annotations are"):
+            check_dataset(dataset)
+
+
+def test_empty_labels_are_a_fault_though_readers_marked_lesions(dataset, tmp_path):
+    annotate(dataset, {"a": [[(2, 2, 2)], [(2, 2, 2)]]})
+    empty(tmp_path / "a_label.nii.gz")
+    with pytest.raises(DatasetError, match="no lesion in the whole training set: all 2 labels are empty"):
+        check_dataset(dataset)

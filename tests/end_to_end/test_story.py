@@ -112,7 +112,7 @@ def test_the_configuration_is_kept_resolved(home, dataset):
 
 def test_the_environment_names_versions_and_the_digest_of_every_input(home, manifest):
     found = read_json(home / "environment.json")
-    files = [manifest.path, *(f for case in manifest.cases for f in (*case.images, case.label))]
+    files = [manifest.path, *(f for case in manifest.cases for f in (*case.images, case.label, *case.annotations))]
     assert found["inputs"] == {str(file): sha256(file) for file in files}
     assert found["git_commit"] is None or re.fullmatch("[0-9a-f]{40}", found["git_commit"])
     assert {"torch", "monai", "numpy"} <= set(found["packages"])

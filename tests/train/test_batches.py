@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medfocal.annotations.target import Target
 from medfocal.data.manifest import Case
 from medfocal.data.sampling import LesionBalancedSampler, cut_patch
 from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms
@@ -48,15 +49,15 @@ def with_transplants(**changes):
 
 
 def same(first, second):
-    return torch.equal(first.image, second.image) and torch.equal(first.label, second.label)
+    return torch.equal(first.image, second.image) and torch.equal(first.target, second.target)
 
 
 def test_a_batch_has_plain_tensors_of_the_promised_shape_and_type():
     batch = source().batch(0, 0)
     assert (batch.image.shape, batch.image.dtype) == ((3, 2, *PATCH), torch.float32)
-    assert (batch.label.shape, batch.label.dtype) == ((3, *PATCH), torch.int64)
+    assert (batch.target.shape, batch.target.dtype) == ((3, *PATCH), torch.int64)
     assert type(batch.image) is torch.Tensor
-    assert type(batch.label) is torch.Tensor
+    assert type(batch.target) is torch.Tensor
 
 
 @pytest.mark.parametrize("make", [source, with_transplants])
@@ -93,7 +94,7 @@ def test_without_augmentation_a_batch_is_what_the_sampler_names():
         image = cut_patch(known[place.case].image.numpy(), place.start, PATCH)
         label = cut_patch(known[place.case].label.numpy(), place.start, PATCH)
         np.testing.assert_array_equal(batch.image[place_in_batch], image)
-        np.testing.assert_array_equal(batch.label[place_in_batch], label)
+        np.testing.assert_array_equal(batch.target[place_in_batch], label)
 
 
 def test_with_transplants_a_batch_is_what_these_make_of_each_case_epoch_and_index():
@@ -110,7 +111,7 @@ def test_with_transplants_a_batch_is_what_these_make_of_each_case_epoch_and_inde
         label = cut_patch(known[place.case].label.numpy(), place.start, WIDE_PATCH)
         transplants(image, label, body=sampler.body(place), case=place.case, epoch=2, index=index)
         np.testing.assert_array_equal(batch.image[place_in_batch], image)
-        np.testing.assert_array_equal(batch.label[place_in_batch], label)
+        np.testing.assert_array_equal(batch.target[place_in_batch], label)
 
 
 def test_transplants_bring_lesions_of_both_cases_into_patches_of_either():
@@ -122,11 +123,11 @@ def test_transplants_bring_lesions_of_both_cases_into_patches_of_either():
     seen = set()
     for index in range(40):
         case = places.draw(0, index).case
-        new = (after.label[index] > 0) & (before.label[index] == 0)
+        new = (after.target[index] > 0) & (before.target[index] == 0)
         far = torch.from_numpy(~ndimage.binary_dilation(new.numpy(), iterations=4))
         assert torch.equal(after.image[index][:, far], before.image[index][:, far])
-        assert torch.equal(after.label[index][~new], before.label[index][~new])
-        seen |= {(case, int(value)) for value in after.label[index][new].unique()}
+        assert torch.equal(after.target[index][~new], before.target[index][~new])
+        seen |= {(case, int(value)) for value in after.target[index][new].unique()}
     assert seen == {(case, value) for case in (0, 1) for value in (1, 2)}
 
 
@@ -144,7 +145,7 @@ def test_the_cases_themselves_keep_their_lesions():
 def test_foreground_shares_are_those_of_the_first_patches(make):
     """With transplants: the loss sees these too."""
     made = make(augment=False, batch_size=64)
-    labels = made.batch(0, 0).label
+    labels = made.batch(0, 0).target
     expected = [float((labels == value).double().mean()) for value in (1, 2)]
     assert made.foreground_shares(3, num_patches=64) == pytest.approx(expected)
 
@@ -158,3 +159,73 @@ def test_a_class_that_no_patch_shows_gets_half_a_voxel():
 def test_on_the_cpu_a_batch_is_not_copied():
     batch = Batch(torch.ones(1), torch.ones(1))
     assert to_device(batch, torch.device("cpu")) is batch
+
+
+def with_targets(targets, weights=None):
+    """The two cases with targets in place of their labels."""
+    found = []
+    for number, (case, alternatives) in enumerate(zip(cases(), targets, strict=True)):
+        weight = None if weights is None else weights[number]
+        lesions = case.label.numpy()
+        found.append(replace(case, target=Target(lesions, tuple(alternatives), weight)))
+    return found
+
+
+def readers_of(values):
+    """One alternative a value: the whole volume is of that class, so that each voxel tells which one was taken."""
+    return [np.full(SHAPE, value, np.uint8) for value in values]
+
+
+def test_an_epoch_takes_one_reader_of_each_case_and_others_take_others():
+    known = with_targets([readers_of((1, 2, 3)), readers_of((4, 5, 6))])
+    made = source(augment=False, known=known, batch_size=16)
+    seen = set()
+    for epoch in range(12):
+        values = [int(v) for step in range(2) for patch in made.batch(epoch, step).target for v in patch.unique()]
+        assert len(set(values) & {1, 2, 3}) <= 1
+        assert len(set(values) & {4, 5, 6}) <= 1
+        seen |= set(values)
+    assert seen == {1, 2, 3, 4, 5, 6}
+    assert same(made.batch(3, 1), source(augment=False, known=known, batch_size=16).batch(3, 1))
+
+
+def test_shares_become_channels_that_sum_to_1_and_move_with_the_image():
+    """The share of each voxel is made of its intensity, so that after any move both still belong together."""
+    known = cases()
+    shares = [np.stack([case.image[0].numpy() / 4, case.image[1].numpy() / 8]).astype(np.float16) for case in known]
+    known = with_targets([[s] for s in shares])
+    sampler = LesionBalancedSampler(known, patch_size=PATCH, lesion_fraction=0.5, seed=3)
+    spatial = Augmentation(intensity_probability=0, noise_probability=0)
+    settings = {"transplants": LesionTransplants(known, patch_size=PATCH, probability=0, seed=3), "batch_size": 4}
+    made = BatchSource(known, sampler, augment=RandomTransforms(spatial), seed=3, **settings)
+    batch = made.batch(0, 1)
+    assert (batch.target.shape, batch.target.dtype) == ((4, 3, *PATCH), torch.float32)
+    assert torch.allclose(batch.target.sum(dim=1), torch.ones(4, *PATCH), atol=1e-3)
+    assert torch.allclose(batch.target[:, 1], batch.image[:, 0] / 4, atol=1e-3)
+    assert torch.allclose(batch.target[:, 2], batch.image[:, 1] / 8, atol=1e-3)
+    sigmoid = BatchSource(known, sampler, augment=RandomTransforms(spatial), seed=3, with_background=False, **settings)
+    assert torch.equal(sigmoid.batch(0, 1).target, batch.target[:, 1:])
+
+
+def test_weights_move_with_the_image_and_count_in_the_share_of_lesions():
+    known = cases()
+    weights = [case.image[0].numpy() / 4 for case in known]
+    known = with_targets([[case.label.numpy()] for case in known], weights)
+    batch = source(augment=False, known=known).batch(0, 0)
+    assert torch.allclose(batch.weight, batch.image[:, 0] / 4)
+    lesion_only = [np.where(case.label.numpy() > 0, 1.0, 0.1).astype(np.float32) for case in cases()]
+    heavy = source(known=with_targets([[case.label.numpy()] for case in cases()], lesion_only))
+    plain = source()
+    assert sum(heavy.foreground_shares(3)) > 5 * sum(plain.foreground_shares(3))
+
+
+def test_a_target_that_is_the_label_gives_the_same_batches_as_none():
+    known = with_targets([[case.label.numpy()] for case in cases()])
+    assert same(source(known=known).batch(1, 2), source().batch(1, 2))
+
+
+def test_the_share_of_lesions_is_that_of_soft_targets_too():
+    known = with_targets(
+        [[(case.label.numpy() == np.array([1, 2])[:, None, None, None]) * np.float16(0.5)] for case in cases()]
+    )
+    assert np.allclose(np.array(source(known=known).foreground_shares(3)) * 2, source().foreground_shares(3), rtol=1e-3)

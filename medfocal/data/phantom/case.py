@@ -19,13 +19,17 @@ from medfocal.data.phantom.readers import READERS, annotate
 
 @dataclass(frozen=True)
 class Phantom:
-    """One case: images by channel, label uint8, one annotation uint8 per reader, and what was drawn."""
+    """One case: images by channel, label uint8, one annotation uint8 per reader, and what was drawn.
+
+    `spots` are voxels where something may be taken for a lesion, int (n, 3).
+    """
 
     images: tuple[StoredImage, ...]
     label: Array
     annotations: tuple[Array, ...]
     affine: Array
     lesions: Lesions
+    spots: Array
 
 
 def make_phantom(
@@ -52,4 +56,5 @@ def make_phantom(
     )
     annotations = tuple(annotate(rng, lesions, lookalikes.spots_mm, grid, habits) for habits in READERS)
     label = (lesions.numbers > 0).astype(np.uint8)
-    return Phantom(images, label, annotations, grid.affine, lesions)
+    spots = np.array([grid.nearest_voxel(spot) for spot in lookalikes.spots_mm])
+    return Phantom(images, label, annotations, grid.affine, lesions, spots)

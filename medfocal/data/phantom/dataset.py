@@ -7,15 +7,21 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from medfocal.annotations.corrupt import Corruption, NoCorruption
+from medfocal.annotations.severity import Severity
+from medfocal.data.corrupted import RECORD, corrupt_case, write_record
 from medfocal.data.phantom.case import Phantom, make_phantom
 from medfocal.data.phantom.geometry import Array
-from medfocal.data.phantom.image import LOOKS
+from medfocal.data.phantom.image import LOOKS, StoredImage
 from medfocal.data.phantom.plan import SPLITS, CasePlan, plan_cases
 from medfocal.files import atomic_write, write_json
 from medfocal.progress import track
 
 HIGHEST_PREVALENCE = 0.01
 LEAST_FIELD_MM = 36.0
+CORRUPTED_SPLIT = "training"
 
 
 def write_phantoms(
@@ -28,6 +34,7 @@ def write_phantoms(
     shape: tuple[int, int, int] = (64, 64, 48),
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.5),
     channels: Sequence[str] = ("FLAIR",),
+    corruption: Corruption | None = None,
 ) -> Path:
     """Write a data set of phantoms: images, labels, two readers' annotations, and `dataset.json` with the splits.
 
@@ -46,23 +53,46 @@ def write_phantoms(
         shape: Voxels along each axis; the field must span 36 mm or more.
         spacing_mm: Voxel size.
         channels: Names out of `LOOKS`: lesions are bright on FLAIR and dark on T1.
+        corruption: What is done to the labels of the training cases, or None. The wrong labels lie in `corrupted/`, and
+            `label` of training cases means them; `clean_label` and all of `labels/` are true. `corruption.json` says
+            how wrong they are. Lesions are invented on lookalikes. All else is the same with any corruption.
 
     Returns:
         Path of `dataset.json` (Medical Segmentation Decathlon form, with lists per split and patient names).
 
     Raises:
-        ValueError: An argument that cannot be fulfilled.
+        ValueError: An argument that cannot be fulfilled, or a corruption that needs several lesion classes.
         ResourceError: The folder cannot be written.
     """
     _check_arguments(num_cases, seed, prevalence, shape, spacing_mm, channels)
+    if isinstance(corruption, NoCorruption):
+        corruption = None
+    if corruption is not None:
+        corruption.check_classes(1)
     plans = plan_cases(num_cases, seed=seed, lesion_free_share=lesion_free_share)
     output = Path(output)
     entries: dict[str, list[dict[str, object]]] = {split: [] for split in SPLITS}
+    severities: dict[str, Severity] = {}
     for plan in track(plans, "phantoms"):
         phantom = make_phantom(
             plan, seed=seed, prevalence=prevalence, shape=shape, spacing_mm=spacing_mm, channels=channels
         )
-        entries[plan.split].append(_write_case(output, plan, phantom))
+        entry = _write_case(output, plan, phantom)
+        if corruption is not None and plan.split == CORRUPTED_SPLIT:
+            entry |= {"label": f"corrupted/{plan.case}.nii.gz", "clean_label": entry["label"]}
+            noisy, severities[plan.case] = corrupt_case(
+                plan.case,
+                phantom.label,
+                corruption,
+                seed=seed,
+                affine=phantom.affine,
+                image=_values(phantom.images),
+                spots=phantom.spots,
+            )
+            _write_nifti(output / str(entry["label"]), noisy, phantom.affine)
+        entries[plan.split].append(entry)
+    if corruption is not None:
+        write_record(output / RECORD, corruption, seed=seed, splits=[CORRUPTED_SPLIT], severities=severities)
     names = {str(number): name for number, name in enumerate(channels)}
     path = output / "dataset.json"
     write_json(
@@ -70,7 +100,8 @@ def write_phantoms(
         {
             "name": "medfocal phantoms",
             "description": f"Brain-like phantoms with rare small lesions, lookalikes and two erring readers; "
-            f"seed {seed}, prevalence {prevalence:g}, {num_cases} cases. Synthetic: no person was imaged.",
+            f"seed {seed}, prevalence {prevalence:g}, {num_cases} cases. Synthetic: no person was imaged."
+            + ("" if corruption is None else f" Training labels were made wrong on purpose: see {RECORD}."),
             "licence": "CC0-1.0",
             "channel_names": names,
             "modality": names,
@@ -144,6 +175,11 @@ def _write_case(output: Path, plan: CasePlan, phantom: Phantom) -> dict[str, obj
         "label": label,
         "annotations": annotations,
     }
+
+
+def _values(images: Sequence[StoredImage]) -> Array:
+    """What the stored integers mean, float32 (C, I, J, K)."""
+    return np.stack([image.stored * image.slope + image.inter for image in images]).astype(np.float32)
 
 
 def _write_nifti(

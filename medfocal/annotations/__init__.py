@@ -1,0 +1,1 @@
+"""Labels from several and fallible readers: fusing, smoothing, corrupting and suspecting what they drew."""
