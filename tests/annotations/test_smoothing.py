@@ -457,3 +457,24 @@ def test_options_are_keywords_with_defaults_and_become_attributes_of_the_same_na
     for name, option in options.items():
         assert getattr(kind(), name) == option.default
         assert getattr(kind(**{name: option.default / 2}), name) == option.default / 2
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "factor"),
+    [
+        (SoftBoundary(width_mm=2.0), 1.5),
+        (SoftBoundary(width_mm=6.0), 4.0),
+        (UniformSmoothing(rate=0.05), 31.0),
+        (SVLS(), 1.0),
+    ],
+)
+def test_how_much_lesion_a_smoothing_adds_to_small_lesions(smoothing, factor):
+    """The figures of docs/annotations.md: five lesions of 33 voxels of 1 mm in 64 x 64 x 48."""
+    label = np.zeros((64, 64, 48), np.uint8)
+    ball = np.sum((np.mgrid[:5, :5, :5] - 2) ** 2, axis=0) <= 4
+    for number in range(5):
+        label[10 * number + 5 : 10 * number + 10, 20:25, 30:35] = ball
+    assert label.sum() == 5 * 33
+    image = np.zeros((1, *label.shape), np.float32)
+    shares = smoothing(label, num_classes=2, spacing_mm=(1, 1, 1), image=image)
+    assert shares[1].sum() / label.sum() == pytest.approx(factor, rel=0.05)

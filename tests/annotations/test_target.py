@@ -143,7 +143,7 @@ def test_weights_of_disagreement_are_the_share_that_agrees():
 def test_ignored_disagreement_weighs_nothing_and_given_weights_are_kept():
     given = np.full(SHAPE, 0.5, np.float32)
     found = target("majority", disagreement="ignore", weight=given).weight
-    agreed = (READERS == READERS[0]).all(axis=0)
+    agreed = (READERS[0] == READERS).all(axis=0)
     assert np.array_equal(found, np.where(agreed, np.float32(0.5), np.float32(0)))
 
 

@@ -19,6 +19,7 @@ import os
 import platform
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "focal, random reader, estimated smoothing": (*FOCAL, "annotations=random", "annotations.estimate_smoothing=true"),
 }
 BASE = "cross-entropy"
+EXTRAS = ("focal, gamma 2", "focal, majority", "focal, random reader, estimated smoothing")
 
 
 def corruptions() -> dict[str, Any]:
@@ -183,7 +185,7 @@ def run(work: Path, noise: str, arm: str, seed: int) -> dict[str, Any]:
 
 
 def figures(found: Sequence[tuple[Any, Any]], protocol: Any) -> dict[str, Any]:
-    """Lesion sensitivity at the rate, CPM, best mean Dice over one cut for all cases; and the lesions of each patient."""
+    """Lesion sensitivity at the rate, CPM, mean Dice at its best cut; and found lesions of each patient."""
     from medfocal.evaluate import evaluate_case, evaluate_cases
     from medfocal.evaluate.froc import read_froc
 
@@ -259,6 +261,21 @@ def difference(runs: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -
     return f"{clear}{value:+.2f} ({low:+.2f} to {high:+.2f}){clear}"
 
 
+#: Paragraphs; each becomes lines of 120 letters.
+INTRODUCTION = """
+Phantoms (`medfocal phantom num_cases={num_cases} seed={seed} prevalence={prevalence}`): the training split has
+corrupted labels; the {num_test_cases} other cases with their true {num_lesions} lesions are the test. {num_readers}
+readers err independently in the same way. Arms without a fusion believe the first, so the arms with readers know more.
+All arms start at the prior bias and have the same network, patches and budget; no epoch is chosen on the test set. The
+budget is small, so what an arm gains may be speed. Settings beside the quickstart's: `{settings}`.
+
+Lesion sensitivity at 1 false positive per case, a figure a seed; then, over all seeds, CPM, the mean voxel Dice at its
+best cut, and the difference of sensitivity to {base} with a 95 % interval (bootstrap of the test patients, paired).
+Bold where the interval excludes 0; with {num_comparisons} comparisons a table expect one bold by chance. The interval
+is of these trainings: other seeds move a single figure by as much as the columns show.
+"""
+
+
 def render(work: Path, seeds: Sequence[int], command: str) -> str:
     """The page."""
     found = results(work)
@@ -268,18 +285,18 @@ def render(work: Path, seeds: Sequence[int], command: str) -> str:
         "",
         f"`{command}` makes this page.",
         "",
-        f"Phantoms (`medfocal phantom num_cases={NUM_CASES} seed={PHANTOM_SEED} prevalence={PREVALENCE}`): the training",
-        f"split has corrupted labels; the {any_run['num_cases']} other cases with their true {any_run['num_lesions']} lesions",
-        f"are the test. {NUM_READERS} readers err independently in the same way; arms without a fusion believe the first,",
-        "so the arms with readers know more. All arms start at the prior bias and have the same network, patches and",
-        "budget; no epoch is chosen on the test set. The budget is small, so gains of an arm can be gains in speed.",
-        f"Settings beside the quickstart's: `{' '.join(COMMON[2:-1])}`.",
-        "",
-        "Lesion sensitivity at 1 false positive per case, a figure a seed; then, over all seeds, CPM, the mean voxel Dice",
-        f"at its best cut, and the difference of sensitivity to {BASE} with a 95 % interval (bootstrap of the test patients,",
-        f"paired; bold where it excludes 0; {len(ARMS) - 1} comparisons a table, so expect one bold by chance). The interval is",
-        "of these trainings: other seeds move a single figure by as much as the columns show.",
-        "",
+        *_paragraphs(
+            INTRODUCTION,
+            num_cases=NUM_CASES,
+            seed=PHANTOM_SEED,
+            prevalence=PREVALENCE,
+            num_test_cases=any_run["num_cases"],
+            num_lesions=any_run["num_lesions"],
+            num_readers=NUM_READERS,
+            settings=" ".join(COMMON[2:-1]),
+            base=BASE,
+            num_comparisons=len(ARMS) - 1,
+        ),
     ]
     for noise in corruptions():
         if not any(key[0] == noise for key in found):
@@ -298,6 +315,14 @@ def render(work: Path, seeds: Sequence[int], command: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _paragraphs(text: str, **facts: Any) -> Iterable[str]:
+    for paragraph in text.strip().split("\n\n"):
+        yield textwrap.fill(
+            paragraph.replace("\n", " ").format(**facts), 120, break_long_words=False, break_on_hyphens=False
+        )
+        yield ""
 
 
 def _row(arm: str, runs: Sequence[dict[str, Any] | None], base: Sequence[dict[str, Any]]) -> str:
@@ -351,6 +376,7 @@ def main(words: list[str]) -> None:
         done = results(options.work)
         tasks = [(noise, arm, seed) for seed in seeds for noise in noises for arm in ARMS]
         tasks = [task for task in tasks if task not in done and not _is_idle(*task[:2])]
+        tasks.sort(key=lambda task: task[0] == "none" or task[1] in EXTRAS)  # last, in case there is no time for all
         context = multiprocessing.get_context("spawn")
         lock = context.Lock()
         parts = [tasks[rank :: options.jobs] for rank in range(options.jobs)]
