@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def read_weights(case: Case, grid: Volume, path: Path) -> NDArray[np.float32]:
         GeometryError: It lies on another grid than the case's images.
     """
     where = f"case '{case.name}'"
-    volume = _read_on_grid(path, grid, where, "weight map")
+    volume = _read_on_grid(read_volume, path, case, grid, where, "weight map")
     if not (np.isfinite(volume.array).all() and (volume.array >= 0).all()):
         low, high = float(volume.array.min()), float(volume.array.max())
         message = (
@@ -161,73 +161,61 @@ def _reaches_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def _read_reference(case: Case, grid: Volume, labels: Mapping[int, str]) -> NDArray[np.int16]:
-    where = f"case '{case.name}'"
     assert case.label is not None
-    try:
-        label = read_labels(case.label)
-    except InputError as error:
-        raise _named(error, where) from error
-    if not grid.same_grid(label):
-        message = (
-            f"{where}: label and image grids differ: {label.grid_difference(grid)} "
-            f"(label '{case.label}', image '{case.images[0]}').\n"
-            "    Resample the label to the image with nearest neighbour, or correct 'label' in the dataset file."
-        )
-        raise GeometryError(message)
-    unnamed = sorted(set(np.unique(label.array).tolist()) - set(labels))
-    if unnamed:
-        known = ", ".join(f"{value} ({name})" for value, name in sorted(labels.items()))
-        message = (
-            f"{where}: the label '{case.label}' holds {', '.join(map(str, unnamed[:10]))}, "
-            f"which the dataset does not name; it names {known}. Correct 'labels' in the dataset file or the label."
-        )
-        raise DatasetError(message)
-    return label.array.astype(np.int16)
+    where = f"case '{case.name}'"
+    volume = _read_on_grid(read_labels, case.label, case, grid, where, "label")
+    _refuse_unnamed(volume, labels, f"{where}: the label '{case.label}'")
+    return volume.array.astype(np.int16)
 
 
 def _read_marks(case: Case, number: int, grid: Volume, labels: Mapping[int, str]) -> NDArray[Any]:
     """Classes of one reader, uint8, or shares of the lesion class, float32."""
     path = case.annotations[number - 1]
     where = f"case '{case.name}': reader {number}"
-    volume = _read_on_grid(path, grid, where, "annotation")
-    array = volume.array
-    if len(labels) == 2 and array.dtype.kind == "f" and _has_fractions(array):
-        low, high = float(array.min()), float(array.max())
-        if not (low >= -LABEL_TOLERANCE and high <= 1 + LABEL_TOLERANCE):
-            message = (
-                f"{where}: the annotation '{path}' holds fractions, which are shares of the lesion and must lie in "
-                f"[0, 1], but goes from {low:g} to {high:g}. Divide it by its range, or give whole numbers."
-            )
-            raise DatasetError(message)
-        shares: NDArray[np.float32] = np.clip(array, 0, 1).astype(np.float32)
-        return shares
-    try:
-        found = read_labels(path).array
-    except InputError as error:
-        raise _named(error, where) from error
-    unnamed = sorted(set(np.unique(found).tolist()) - set(labels))
-    if unnamed:
-        known = ", ".join(f"{value} ({name})" for value, name in sorted(labels.items()))
-        message = (
-            f"{where}: the annotation '{path}' holds {', '.join(map(str, unnamed[:10]))}, which the dataset does not "
-            f"name; it names {known}. All readers use the values of 'labels': correct the file or 'labels'."
-        )
-        raise DatasetError(message)
-    return found.astype(np.uint8)
+    if len(labels) == 2:
+        array = _read_on_grid(read_volume, path, case, grid, where, "annotation").array
+        if array.dtype.kind == "f" and _has_fractions(array):
+            low, high = float(array.min()), float(array.max())
+            if not (low >= -LABEL_TOLERANCE and high <= 1 + LABEL_TOLERANCE):
+                message = (
+                    f"{where}: the annotation '{path}' holds fractions, which are shares of the lesion and must lie in "
+                    f"[0, 1], but goes from {low:g} to {high:g}. Divide it by its range, or give whole numbers."
+                )
+                raise DatasetError(message)
+            shares: NDArray[np.float32] = np.clip(array, 0, 1).astype(np.float32)
+            return shares
+    volume = _read_on_grid(read_labels, path, case, grid, where, "annotation")
+    _refuse_unnamed(volume, labels, f"{where}: the annotation '{path}'")
+    return volume.array.astype(np.uint8)
 
 
-def _read_on_grid(path: Path, grid: Volume, where: str, what: str) -> Volume:
+def _read_on_grid(
+    read: Callable[[Path], Volume], path: Path, case: Case, grid: Volume, where: str, what: str
+) -> Volume:
+    """Read a file of a case and see that it lies on the grid of its image."""
     try:
-        volume = read_volume(path)
+        volume = read(path)
     except InputError as error:
         raise _named(error, where) from error
     if not grid.same_grid(volume):
         message = (
-            f"{where}: the grids of {what} and image differ: {volume.grid_difference(grid)} ({what} '{path}').\n"
-            f"    Resample the {what} to the image, or correct the dataset file."
+            f"{where}: {what} and image grids differ: {volume.grid_difference(grid)} "
+            f"({what} '{path}', image '{case.images[0]}').\n"
+            f"    Resample the {what} to the image, classes with nearest neighbour, or correct the dataset file."
         )
         raise GeometryError(message)
     return volume
+
+
+def _refuse_unnamed(volume: Volume, labels: Mapping[int, str], what: str) -> None:
+    unnamed = sorted(set(np.unique(volume.array).tolist()) - set(labels))
+    if unnamed:
+        known = ", ".join(f"{value} ({name})" for value, name in sorted(labels.items()))
+        message = (
+            f"{what} holds {', '.join(map(str, unnamed[:10]))}, which the dataset does not name; "
+            f"it names {known}. Correct 'labels' in the dataset file, which hold for all of its files, or this one."
+        )
+        raise DatasetError(message)
 
 
 def _has_fractions(array: NDArray[Any]) -> bool:

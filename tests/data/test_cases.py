@@ -201,7 +201,7 @@ def test_label_values_that_another_reader_uses_alone_are_refused(tmp_path):
 
 def test_an_annotation_on_another_grid_is_refused_with_both(tmp_path):
     other = stored(tmp_path, "other", mark(), np.diag([1.0, 1, 1, 1]))
-    with pytest.raises(GeometryError, match=r"'c1': reader 2:.*annotation and image differ: spacing"):
+    with pytest.raises(GeometryError, match=r"'c1': reader 2: annotation and image grids differ: spacing"):
         read_case(annotated(tmp_path, mark(), other), LABELS, with_readers=True)
 
 
@@ -217,5 +217,5 @@ def test_weights_are_read_on_the_grid_of_the_case(tmp_path):
     grid = read_case(known, LABELS).grid
     with pytest.raises(InputError, match=r"'c1': the weight map .* from -0.5 to 0"):
         read_weights(known, grid, stored(tmp_path, "negative", mark(-0.5, np.float32)))
-    with pytest.raises(GeometryError, match=r"'c1': the grids of weight map and image differ"):
+    with pytest.raises(GeometryError, match=r"'c1': weight map and image grids differ"):
         read_weights(known, grid, stored(tmp_path, "far", weight, np.eye(4)))
