@@ -48,6 +48,9 @@ from medfocal.volume import Volume, read_labels, read_volume, write_volume
 #: How far from [0, 1] a probability may be: slope and intercept of a file turn 1 into 1.00001.
 ROUNDING = 1e-3
 
+#: Spurious score from which a labelled lesion is no example of how sure a prediction is of lesions.
+DOUBTFUL = 0.5
+
 SUSPECT_COLUMNS = (
     "rank", "kind", "case", "patient", "x_mm", "y_mm", "z_mm", "i", "j", "k", "num_voxels", "volume_ml",
     "equivalent_diameter_mm", "score", "confidence", "voxel_dice", "lesion", "candidate", "down_weighted",
@@ -101,8 +104,8 @@ class SuspectRules:
     floor: float = 0.01
     confidence: Confidence = "max"
     temperature: float = 0.1
-    min_score: float = 0.5
-    weight_min_score: float = 0.8
+    min_score: float = 0.2
+    weight_min_score: float = 0.5
     weight_kinds: Sequence[str] = ("missed", "spurious", "boundary")
     suspect_weight: float = 0.0
 
@@ -538,10 +541,14 @@ def rank_suspects(surveys: Sequence[CaseSurvey], rules: SuspectRules) -> Suspect
         spurious:  n p_background / (n p_background + n p_lesion), of a lesion
         boundary:  (1 - spurious) max(0, 1 - Dice / median Dice), of a lesion that has a candidate
 
-    Both have the form of a posterior that takes n errors of each kind for granted before looking, with tails in place of
-    densities: the m candidates outweigh the n lesions, so a missed one must stand out from many. Missed and spurious
-    depend on the order of the confidences alone, so a prediction that is not calibrated does no harm. The median takes
-    out how the prediction draws boundaries in general. A lesion is listed once, as what it scores higher for.
+    Lesions that score 1/2 or more for spurious are left out of n and p_lesion of missed ones, unless all would be: else
+    a reader who marks lookalikes would make every lookalike seem missed.
+
+    Both have the form of a posterior that takes n errors of each kind for granted before looking, with tails in place
+    of densities: the m candidates outweigh the n lesions, so a missed one must stand out from many. Missed and
+    spurious depend on the order of the confidences alone, so a prediction that is not calibrated does no harm. The
+    median takes out how the prediction draws boundaries in general. A lesion is listed once, as what it scores higher
+    for.
 
     Args:
         surveys: Of all cases.
@@ -580,23 +587,27 @@ def rank_suspects(surveys: Sequence[CaseSurvey], rules: SuspectRules) -> Suspect
 
 @dataclass(frozen=True, eq=False)
 class _Likeness:
-    """Sorted confidences of all labelled lesions `(n,)` and of all lonely candidates `(m,)`."""
+    """Sorted confidences of all labelled lesions `(n,)`, of those less doubtful `(t,)`, of lonely candidates `(m,)`."""
 
     lesions: NDArray[np.float64]
+    trusted: NDArray[np.float64]
     background: NDArray[np.float64]
 
     @classmethod
     def of(cls, surveys: Sequence[CaseSurvey]) -> _Likeness:
         lesions = [lesion.confidence for survey in surveys for lesion in survey.lesions]
         background = [candidate.confidence for survey in surveys for candidate in survey.candidates]
-        return cls(np.sort(np.array(lesions, np.float64)), np.sort(np.array(background, np.float64)))
+        found = np.sort(np.array(lesions, np.float64))
+        likeness = cls(found, found, np.sort(np.array(background, np.float64)))
+        trusted = np.array([value for value in found if not likeness.spurious_score(value) >= DOUBTFUL])
+        return replace(likeness, trusted=trusted) if len(trusted) else likeness
 
     def missed_score(self, confidence: float) -> float:
         """Of a lonely candidate, which is among `background`."""
-        if not len(self.lesions):
+        num_lesions = len(self.trusted)
+        if not num_lesions:
             return math.nan
-        num_lesions = len(self.lesions)
-        lesion = num_lesions * (1 + self._num_lesions_to(confidence)) / (1 + num_lesions)
+        lesion = num_lesions * (1 + int(np.searchsorted(self.trusted, confidence, "right"))) / (1 + num_lesions)
         return lesion / (lesion + self._num_background_from(confidence))
 
     def spurious_score(self, confidence: float) -> float:
@@ -604,10 +615,7 @@ class _Likeness:
         if not len(self.background):
             return math.nan
         background = (1 + self._num_background_from(confidence)) / (1 + len(self.background))
-        return background / (background + self._num_lesions_to(confidence) / len(self.lesions))
-
-    def _num_lesions_to(self, confidence: float) -> int:
-        return int(np.searchsorted(self.lesions, confidence, "right"))
+        return background / (background + int(np.searchsorted(self.lesions, confidence, "right")) / len(self.lesions))
 
     def _num_background_from(self, confidence: float) -> int:
         return len(self.background) - int(np.searchsorted(self.background, confidence, "left"))
@@ -740,9 +748,7 @@ def _place(components: Components, number: int) -> Place:
 
 
 def _is_listed(suspect: Suspect, rules: SuspectRules) -> bool:
-    if math.isnan(suspect.score):
-        return suspect.kind is Kind.MISSED or suspect.candidate is None
-    return suspect.score >= rules.min_score
+    return math.isnan(suspect.score) or suspect.score >= rules.min_score
 
 
 def _is_down_weighted(suspect: Suspect, rules: SuspectRules) -> bool:

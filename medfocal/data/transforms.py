@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medfocal.annotations.target import Target
 from medfocal.data.cases import CaseVolumes
 from medfocal.data.manifest import Case
 from medfocal.errors import ConfigError, ResourceError
@@ -22,6 +21,8 @@ from medfocal.volume import Volume, spacing_of
 
 if TYPE_CHECKING:
     import torch
+
+    from medfocal.annotations.target import Target  # brings scipy, and `medfocal train --help` waits for this module
 
 AXIS_LETTERS = ("LR", "PA", "IS")
 

@@ -172,7 +172,7 @@ def _headlines(summary: Mapping[str, Any], rules: SuspectRules) -> list[dict[str
         {
             "label": labels[kind],
             "value": summary["num_suspects"][kind],
-            "unit": f"{summary['num_down_weighted'][kind]} weigh {rules.suspect_weight:g}",
+            "unit": f"{summary['num_down_weighted'][kind]} weigh {rules.suspect_weight:g} in training",
             "words": words[kind],
         }
         for kind in labels

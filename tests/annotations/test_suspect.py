@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ MISSED, FAINT, FAINTER = np.s_[9:11, 7:9, 1], np.s_[1, 1, 6], np.s_[9, 7, 6]
 def scene():
     return volumes(
         [SURE, SURER, DOUBTED],
-        [(SURE, 0.8), (SURER, 0.9), (DOUBTED, 0.05), (MISSED, 0.7), (FAINT, 0.1), (FAINTER, 0.02)],
+        [(SURE, 0.8), (SURER, 0.9), (DOUBTED, 0.05), (MISSED, 0.85), (FAINT, 0.1), (FAINTER, 0.02)],
     )
 
 
@@ -68,19 +70,17 @@ def order(found, kind=None):
 def test_scores_are_those_of_the_formula():
     found = ranked(scene())
     scores = {(suspect.kind, round(suspect.confidence, 2)): suspect.score for suspect in found.suspects}
-    # Lesions .05, .8, .9 and lonely candidates .7, .1, .02, so n = m = 3. Of a candidate p_background counts itself,
-    # and of a lesion p_lesion does.
+    # Lesions .05, .8, .9 and lonely candidates .85, .1, .02, so n = m = 3. Of a candidate p_background counts itself,
+    # and of a lesion p_lesion does. The lesion of .05 scores above 1/2, so that missed ones are compared with two.
     wanted = {
-        # 3 p_lesion = 3 (1 + 1) / 4, 3 p_background = 1
-        (Kind.MISSED, 0.7): 1.5 / 2.5,
-        # 3 p_lesion = 3 (1 + 1) / 4, 3 p_background = 2
-        (Kind.MISSED, 0.1): 1.5 / 3.5,
-        # 3 p_lesion = 3 (1 + 0) / 4, 3 p_background = 3
-        (Kind.MISSED, 0.02): 0.75 / 3.75,
+        # 2 p_lesion = 2 (1 + 1) / 3, 3 p_background = 1; then 2 (1 + 0) / 3 and 2 or 3
+        (Kind.MISSED, 0.85): 4 / 3 / (4 / 3 + 1),
+        (Kind.MISSED, 0.1): 2 / 3 / (2 / 3 + 2),
+        (Kind.MISSED, 0.02): 2 / 3 / (2 / 3 + 3),
         # p_background = (1 + 2) / 4, p_lesion = 1 / 3
         (Kind.SPURIOUS, 0.05): 0.75 / (0.75 + 1 / 3),
-        # p_background = (1 + 0) / 4, p_lesion = 2 / 3
-        (Kind.SPURIOUS, 0.8): 0.25 / (0.25 + 2 / 3),
+        # p_background = (1 + 1) / 4, p_lesion = 2 / 3; then (1 + 0) / 4 and 1
+        (Kind.SPURIOUS, 0.8): 0.5 / (0.5 + 2 / 3),
         (Kind.SPURIOUS, 0.9): 0.25 / (0.25 + 1),
     }
     assert scores == pytest.approx(wanted)
@@ -96,20 +96,20 @@ def test_a_suspect_says_where_it_is_in_millimetres():
     assert first.place.centroid_mm == pytest.approx((20 - 0.5 * 1.5, -30 + 7.5, 5 + 3))
     assert second.place.centroid_mm == pytest.approx((20 - 0.5 * 9.5, -30 + 7.5, 5 + 3))
     assert first.place.volume_ml == second.place.volume_ml == pytest.approx(4 * 1.5 / 1000)
-    assert (first.lesion, second.lesion, second.candidate) == (2, None, 3)  # the third surest
+    assert (first.lesion, second.lesion, second.candidate) == (2, None, 2)  # the second surest
 
 
 def test_a_mark_one_voxel_beside_its_lesion_is_a_boundary_not_a_spurious_and_a_missed_lesion():
     agreeing = (np.s_[8:11, 1:3, 5], 0.9), (np.s_[8:11, 6:9, 1], 0.8)
     beside = np.s_[1:3, 1:3, 1], (np.s_[3:5, 3:5, 2], 0.85)  # they touch by a corner
     label, probability = volumes([beside[0], *(box for box, _ in agreeing)], [beside[1], *agreeing])
-    probability[0, 9, 7] = 0.02  # something that is no lesion
+    probability[0, 9, 1:8:2] = 0.02, 0.03, 0.04, 0.05  # four that are no lesions
     found = ranked((label, probability))
     first = found.suspects[0]
     assert (first.kind, first.voxel_dice, first.lesion) == (Kind.BOUNDARY, 0.0, 1)
-    # p_background = (1 + 0) / 2 and p_lesion = 2 / 3 (.8 is less sure), so spurious is 3 / 7; Dice 0 of typically 1.
-    assert first.score == pytest.approx((1 - 3 / 7) * 1)
-    assert order(found, Kind.MISSED) == [(0.0, 9.0, 7.0)]
+    # p_background = (1 + 0) / 5 and p_lesion = 2 / 3 (.8 is less sure), so spurious is 3 / 13; Dice 0 of typically 1.
+    assert first.score == pytest.approx((1 - 3 / 13) * 1)
+    assert {place[1] for place in order(found, Kind.MISSED)} == {9.0}
 
 
 def test_two_voxels_away_it_is_both():
@@ -154,11 +154,18 @@ def test_a_lesions_confidence_reaches_one_voxel_further_but_not_into_another_les
     assert (first.confidence, second.confidence) == pytest.approx(wanted)
 
 
+def test_a_lesions_confidence_does_not_reach_into_one_that_touches_it_by_a_corner():
+    label, probability = volumes([np.s_[2, 2, 2], np.s_[3, 3, 3]], [(np.s_[2, 2, 2], 0.2), (np.s_[3, 3, 3], 0.9)])
+    lesions = survey(label, probability, rules=SuspectRules(connectivity=6)).lesions
+    assert [lesion.confidence for lesion in lesions] == pytest.approx([0.2, 0.9])
+
+
 @pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 1, 2)])
 def test_flipping_label_and_map_changes_no_rank(axes):
-    label, probability = noisy(1)
-    found = ranked((label, probability))
-    flipped = ranked((np.flip(label, axes), np.flip(probability, axes)))
+    cases = [noisy(seed) for seed in (2, 3, 4)]
+    found = ranked(*cases)
+    flipped = ranked(*((np.flip(label, axes), np.flip(probability, axes)) for label, probability in cases))
+    assert [s.case for s in flipped.suspects] == [s.case for s in found.suspects]
     back = [
         tuple(n - 1 - x if axis in axes else x for axis, (x, n) in enumerate(zip(place, SHAPE, strict=True)))
         for place in order(flipped)
@@ -237,7 +244,7 @@ def test_label_quality_of_a_case_without_lesions_is_a_number(temperature):
 
 def test_weights_are_lower_exactly_where_the_down_weighted_suspects_lie():
     label, probability = scene()
-    rules = SuspectRules(min_score=0.0, weight_min_score=0.55, suspect_weight=0.25)
+    rules = SuspectRules(min_score=0.0, weight_min_score=0.5, suspect_weight=0.25)
     found = ranked((label, probability), rules=rules)
     assert [suspect.down_weighted for suspect in found.suspects] == [True, True, False, False, False, False]
     wanted = np.ones(SHAPE, np.float32)
@@ -251,23 +258,27 @@ def test_only_the_kinds_that_may_weigh_less_do():
     label, probability = scene()
     weights = {}
     for kinds in (["missed"], ["spurious"], [], ["voxels"]):
-        found = ranked((label, probability), rules=SuspectRules(weight_min_score=0.55, weight_kinds=kinds))
+        found = ranked((label, probability), rules=SuspectRules(weight_min_score=0.5, weight_kinds=kinds))
         weights[tuple(kinds)] = suspect_weights(label, probability, AFFINE, case="case0", found=found) == 0
     wanted = np.zeros((4, *SHAPE), bool)
     wanted[0][MISSED] = wanted[1][DOUBTED] = True
-    # Lesion voxels: four of .8, .9 and .05 each, so .583; background: 4 .7 + .1 + .02 over 948, so .9969.
+    # Lesion voxels: four of .8, .9 and .05 each, so .583; background: 4 .85 + .1 + .02 over 948, so .9963.
     wanted[3][MISSED] = True
     np.testing.assert_array_equal(list(weights.values()), wanted)
 
 
 def test_a_wrong_boundary_weighs_less_where_label_and_candidate_differ():
-    lesions = [np.s_[1:3, 1:3, 1], np.s_[7:9, 1:3, 1], np.s_[1:3, 6:8, 1]]
-    hills = [(np.s_[1:3, 1:3, 1], 0.9), (np.s_[7:9, 1:3, 1], 0.9), (np.s_[2:4, 6:8, 1:6], 0.9), (np.s_[11, 9, 7], 0.02)]
+    """But not where that candidate covers another lesion."""
+    lesions = [np.s_[1:3, 1:3, 1], np.s_[7:9, 1:3, 1], np.s_[1:3, 6:8, 1], np.s_[2:4, 6:8, 6]]
+    hills = [(np.s_[1:3, 1:3, 1], 0.9), (np.s_[7:9, 1:3, 1], 0.9), (np.s_[2:4, 6:8, 1:7], 0.9), (np.s_[11, 0, 7], 0.02)]
     label, probability = volumes(lesions, hills)
-    rules = SuspectRules(weight_min_score=0.5)
-    found = ranked((label, probability), rules=rules)
-    (suspect,) = (suspect for suspect in found.suspects if suspect.down_weighted)
-    assert suspect.kind is Kind.BOUNDARY
+    found = ranked((label, probability), rules=SuspectRules(weight_min_score=0.45, min_score=0))
+    # Dice 2 * 2 / (4 + 20) and 2 * 4 / (4 + 22), median of these and two of 1; spurious: (1 / 2) / (1 / 2 + 1).
+    typical = (1 + 8 / 26) / 2
+    boundary = [suspect for suspect in found.suspects if suspect.kind is Kind.BOUNDARY]
+    wanted_scores = [2 / 3 * (1 - dice / typical) for dice in (4 / 24, 8 / 26)]
+    assert [suspect.score for suspect in boundary] == pytest.approx(wanted_scores)
+    assert [suspect.lesion for suspect in found.suspects if suspect.down_weighted] == [boundary[0].lesion]
     low = suspect_weights(label, probability, AFFINE, case="case0", found=found) == 0
     wanted = np.zeros(SHAPE, bool)
     wanted[1, 6:8, 1] = wanted[3, 6:8, 1] = wanted[2:4, 6:8, 2:6] = True
@@ -373,10 +384,10 @@ def test_files_one_by_one_give_what_all_at_once_gives(tmp_path):
     assert (read_volume(tmp_path / "o" / "weights" / "case3_weight.nii.gz").array == 1).all()
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.float32])
-def test_a_mask_in_place_of_probabilities_is_refused(tmp_path, kind):
+@pytest.mark.parametrize(("kind", "value"), [(np.uint8, 1), (np.float32, 1), (np.uint8, 2), (np.uint8, 0)])
+def test_a_mask_in_place_of_probabilities_is_refused(tmp_path, kind, value):
     label, _ = scene()
-    pairs = write_pairs(tmp_path, [scene(), (label, label.astype(kind))])
+    pairs = write_pairs(tmp_path, [scene(), (label, (value * label).astype(kind))])
     with pytest.raises(InputError, match=r"case 'case1': .*is a mask.*save_probability=true"):
         suspect_files(pairs, tmp_path / "o", SuspectRules())
     assert not (tmp_path / "o").exists()
@@ -414,3 +425,23 @@ def test_a_case_name_that_is_a_path_is_refused(tmp_path):
     (pair,) = write_pairs(tmp_path, [scene()])
     with pytest.raises(DatasetError, match=r"so '\.\./case0' cannot be one"):
         suspect_files([Pair("../case0", "p", pair.reference, pair.prediction)], tmp_path / "o", SuspectRules())
+
+
+def test_most_dropped_lesions_of_phantoms_are_found_by_held_out_predictions(tmp_path):
+    """A third of the lesions is dropped; two folds of 200 steps predict each other's cases.
+
+    The share that is found among twice as many suspects was .72, .78 and .44 for the seeds 1 to 3: so short a training
+    does not always learn. Chance is 2 n of all candidates, .09 here. tests/benchmarks/suspects.py trains longer.
+    """
+    sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+    try:
+        from suspects import Study, cross_validate, judge_seed
+    finally:
+        del sys.path[0]
+    phantoms = ("num_cases=30", "shape=[40,40,28]", "prevalence=2e-3")
+    study = Study(num_folds=2, num_steps=200, phantoms=phantoms, training=("trainer.batch_size=4",))
+    dropped, _ = judge_seed(cross_validate(tmp_path, 1, study))
+    num_dropped = dropped["missed"]["total"]
+    assert num_dropped > 20
+    assert 2 * num_dropped / dropped["num_lonely"] < 0.15
+    assert dropped["missed"]["among_first"][2] / num_dropped >= 0.5
