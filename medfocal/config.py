@@ -414,7 +414,8 @@ def _check_smoothings(values: Mapping[str, Any]) -> None:
     of_target = values["smoothing"]["_target_"].rpartition(".")[2]
     of_loss = values["loss"].get("label_smoothing", 0.0)
     ways = [f"smoothing ({of_target})"] if of_target != "NoSmoothing" else []
-    ways += [f"loss.label_smoothing ({of_loss})"] if of_loss not in (0.0, None) else []
+    rates = of_loss.values() if isinstance(of_loss, dict) else [of_loss]
+    ways += [f"loss.label_smoothing ({of_loss})"] if any(rate not in (0.0, None) for rate in rates) else []
     if values["annotations"]["estimate_smoothing"]:
         if "label_smoothing" not in values["loss"]:
             message = (

@@ -65,11 +65,12 @@ class AnnotationSettings:
     def __post_init__(self) -> None:
         object.__setattr__(self, "fusion", Fusion(self.fusion))
         object.__setattr__(self, "disagreement", Disagreement(self.disagreement))
-        why = {Fusion.REFERENCE: "which is not made of the readers' marks", Fusion.MEAN: "which is soft already"}
+        soft = "which is soft already"
+        why = {Fusion.REFERENCE: "which is not made of the readers' marks", Fusion.MEAN: soft, Fusion.STAPLE: soft}
         if self.estimate_smoothing and self.fusion in why:
             message = (
                 f"estimate_smoothing=true does not go with fusion='{self.fusion}', {why[self.fusion]}; "
-                "choose random, majority, union, intersection or staple"
+                "choose random, majority, union or intersection"
             )
             raise ValueError(message)
 

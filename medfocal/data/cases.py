@@ -108,13 +108,15 @@ def read_weights(case: Case, grid: Volume, path: Path) -> NDArray[np.float32]:
     """
     where = f"case '{case.name}'"
     volume = _read_on_grid(read_volume, path, case, grid, where, "weight map")
-    if not (np.isfinite(volume.array).all() and (volume.array >= 0).all()):
+    with np.errstate(over="ignore"):
+        weights = volume.array.astype(np.float32)
+    if not (np.isfinite(weights).all() and (weights >= 0).all()):
         low, high = float(volume.array.min()), float(volume.array.max())
         message = (
             f"{where}: the weight map '{path}' holds values from {low} to {high}; weights are 0 or more and finite"
         )
         raise InputError(message)
-    return volume.array.astype(np.float32)
+    return weights
 
 
 def empty_grid(volume: Volume) -> Volume:
@@ -174,6 +176,9 @@ def _read_marks(case: Case, number: int, grid: Volume, labels: Mapping[int, str]
     where = f"case '{case.name}': reader {number}"
     if len(labels) == 2:
         array = _read_on_grid(read_volume, path, case, grid, where, "annotation").array
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            message = f"{where}: the annotation '{path}' holds values that are NaN or infinite. Export it again."
+            raise InputError(message)
         if array.dtype.kind == "f" and _has_fractions(array):
             low, high = float(array.min()), float(array.max())
             if not (low >= -LABEL_TOLERANCE and high <= 1 + LABEL_TOLERANCE):
@@ -220,7 +225,7 @@ def _refuse_unnamed(volume: Volume, labels: Mapping[int, str], what: str) -> Non
 
 def _has_fractions(array: NDArray[Any]) -> bool:
     """Whether finite values are further from whole numbers than a stored label can be."""
-    return bool(np.isfinite(array).all() and (np.abs(array - np.rint(array)) > LABEL_TOLERANCE).any())
+    return bool((np.abs(array - np.rint(array)) > LABEL_TOLERANCE).any())
 
 
 def _named(error: InputError, where: str) -> InputError:

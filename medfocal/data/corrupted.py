@@ -42,7 +42,8 @@ def corrupt_dataset(
 
     Args:
         dataset: A `dataset.json`.
-        output: Folder, made if missing; files of the same name are replaced, the originals never.
+        output: Folder, made if missing. Of an earlier corruption it is written anew; what else stands in the way of its
+            files is refused.
         corruption: What is done to the labels; it sees the images too.
         seed: 0 or more.
         splits: Which cases get wrong labels.
@@ -52,8 +53,8 @@ def corrupt_dataset(
         Path of the new `dataset.json`; the labels lie in `labels/` beside it.
 
     Raises:
-        ValueError: A split does not exist, the corruption does not fit the number of classes, or `output` would
-            replace a file of the dataset.
+        ValueError: A split does not exist, the corruption does not fit the number of classes, or a file that no
+            corruption wrote would be replaced in `output`.
         InputError: A file cannot be read.
         DatasetError: The dataset is unsound, or a case of the splits has no label.
         ResourceError: The folder cannot be written.
@@ -65,8 +66,11 @@ def corrupt_dataset(
     corruption.check_classes(len(manifest.labels) - 1)
     chosen = [case for case in manifest.cases if case.split in splits]
     targets = {case.name: Path(output) / "labels" / f"{case.name}.nii.gz" for case in chosen}
-    _check_before(manifest, chosen, [*targets.values(), Path(output) / "dataset.json", Path(output) / RECORD])
+    path, record = Path(output) / "dataset.json", Path(output) / RECORD
+    _check_before(manifest, chosen, [*targets.values(), path], record)
     make_folder(Path(output))
+    if record.exists():  # of an earlier corruption: where this one is stopped, nothing may describe half of its labels
+        path.unlink(missing_ok=True)
     severities: dict[str, Severity] = {}
     for case in track(chosen, "corrupt"):
         volumes = read_case(case, manifest.labels)
@@ -76,8 +80,7 @@ def corrupt_dataset(
             case.name, clean, corruption, seed=seed, affine=volumes.grid.affine, image=volumes.image
         )
         write_volume(targets[case.name], volumes.grid.with_array(noisy))
-    write_record(Path(output) / RECORD, corruption, seed=seed, splits=splits, severities=severities)
-    path = Path(output) / "dataset.json"
+    write_record(record, corruption, seed=seed, splits=splits, severities=severities)
     write_json(path, _content(manifest, path.parent, targets))
     return path
 
@@ -113,8 +116,8 @@ def write_record(
     )
 
 
-def _check_before(manifest: Manifest, chosen: Sequence[Case], targets: Sequence[Path]) -> None:
-    """See that all labels are there and that no file of the dataset would be replaced, before anything is written."""
+def _check_before(manifest: Manifest, chosen: Sequence[Case], targets: Sequence[Path], record: Path) -> None:
+    """See that all labels are there and that nothing but an earlier corruption would be replaced."""
     without = [case.name for case in chosen if case.label is None]
     if without:
         message = f"{len(without)} of the cases to corrupt have no 'label', first '{without[0]}', in '{manifest.path}'"
@@ -132,6 +135,10 @@ def _check_before(manifest: Manifest, chosen: Sequence[Case], targets: Sequence[
             f"'{replaced[0]}' belongs to the dataset '{manifest.path}' and would be replaced; choose another output"
         )
         raise ValueError(message)
+    standing = [path for path in targets if path.exists()]
+    if standing and not record.exists():
+        message = f"'{standing[0]}' is there already and no corruption wrote it; choose another output"
+        raise ValueError(message)
 
 
 def _content(manifest: Manifest, folder: Path, targets: Mapping[str, Path]) -> dict[str, Any]:
@@ -142,12 +149,14 @@ def _content(manifest: Manifest, folder: Path, targets: Mapping[str, Path]) -> d
         if cases:
             entries = [{} if isinstance(entry, str) else entry for entry in content[split]]
             content[split] = [
-                entry | _entry(case, folder, targets.get(case.name)) for entry, case in zip(entries, cases, strict=True)
+                entry | _entry(case, folder, targets.get(case.name), entry.get("clean_label"), manifest.path.parent)
+                for entry, case in zip(entries, cases, strict=True)
             ]
     return content
 
 
-def _entry(case: Case, folder: Path, target: Path | None) -> dict[str, Any]:
+def _entry(case: Case, folder: Path, target: Path | None, clean: str | None, before: Path) -> dict[str, Any]:
+    """What the new file says of a case; `clean` is its clean label where its label was made wrong before."""
     images = [_relative(image, folder) for image in case.images]
     entry: dict[str, Any] = {
         "case": case.name,
@@ -156,8 +165,10 @@ def _entry(case: Case, folder: Path, target: Path | None) -> dict[str, Any]:
     }
     if case.label is not None:
         entry["label"] = _relative(case.label, folder)
+    if clean is not None:
+        entry["clean_label"] = _relative(before / clean, folder)
     if target is not None:
-        entry |= {"label": _relative(target, folder), "clean_label": entry["label"]}
+        entry = {"clean_label": entry["label"]} | entry | {"label": _relative(target, folder)}
     if case.annotations:
         entry["annotations"] = [_relative(annotation, folder) for annotation in case.annotations]
     return entry

@@ -18,6 +18,7 @@ from medfocal.errors import DatasetError, InputError
 from medfocal.volume import volume_name
 
 SPLITS = ("training", "validation", "test")
+MOST_CLASSES = 256
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
     folder = Path(root) if root is not None else path.parent
     channels = _names(path, content, ("channel_names", "modality"))
     labels = {int(value): name for value, name in _names(path, content, ("labels",)).items()}
+    if len(labels) > MOST_CLASSES:
+        message = f"'{path}': {len(labels)} label values; classes are stored in a byte, so at most {MOST_CLASSES}"
+        raise DatasetError(message)
     if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
         message = f"'{path}': label values must be 0 (background), 1, 2, … without gaps, got {sorted(labels)}"
         raise DatasetError(message)
@@ -194,6 +198,11 @@ def _read_case(path: Path, folder: Path, split: str, number: int, entry: Any, nu
         isinstance(p, str) for p in (*images, *annotations, *([label] if label is not None else []))
     ):
         message = f"{where}: 'image', 'label' and each of 'annotations' must be paths, got {entry!r}"
+        raise DatasetError(message)
+    if len(set(annotations)) != len(annotations):
+        message = (
+            f"{where}: 'annotations' names a file twice, so a reader would be compared with himself: {annotations}"
+        )
         raise DatasetError(message)
     if len(images) != num_channels:
         message = f"{where}: {len(images)} images where the dataset has {num_channels} channels"

@@ -57,7 +57,7 @@ def read_training(manifest: Manifest, preprocessing: Preprocessing, settings: An
         DatasetError: No case has a weight map where some are asked for.
     """
     cases = manifest.split("training")
-    weights = _find_weights(cases, settings)
+    weights = find_weights(cases, settings)
     prepared = []
     for case in track(cases, "read training"):
         weight = weights.get(case.name)
@@ -147,7 +147,12 @@ def _alike(cases: Sequence[PreparedCase], num_lesion_classes: int) -> list[Prepa
     return [replace(case, target=target) for case, target in zip(cases, targets, strict=True)]
 
 
-def _find_weights(cases: Sequence[Case], settings: AnnotationSettings) -> dict[str, Path]:
+def find_weights(cases: Sequence[Case], settings: AnnotationSettings) -> dict[str, Path]:
+    """The map of voxel weights of each case that has one, by its name.
+
+    Raises:
+        DatasetError: No case has one where the settings name a folder of them.
+    """
     if settings.weights is None:
         return {}
     folder = Path(settings.weights)
@@ -180,6 +185,12 @@ def _refuse_idle_readers(cases: Sequence[PreparedCase], settings: AnnotationSett
             f"no training case has 'annotations', which annotations.fusion={settings.fusion} and "
             f"annotations.disagreement={settings.disagreement} are about. Name them in the dataset file, or set "
             "annotations=reference."
+        )
+        raise DatasetError(message)
+    if settings.estimate_smoothing and any(c.readers is not None and c.readers.dtype.kind == "f" for c in cases):
+        message = (
+            "annotations.estimate_smoothing is of readers who gave classes, and some gave shares between 0 and 1, "
+            "which hold their doubt already. Set it to false."
         )
         raise DatasetError(message)
     needs_two = settings.estimate_smoothing or settings.disagreement is not Disagreement.KEEP

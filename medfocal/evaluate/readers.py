@@ -65,7 +65,8 @@ def find_readers(places: Sequence[str], cases: Sequence[str]) -> list[Reader]:
             " Give a single reader as reference."
         )
         raise ConfigError(message)
-    twice = sorted({place for place in places if places.count(place) > 1})
+    meant = [Path(place).resolve() for place in places]
+    twice = sorted({place for place, path in zip(places, meant, strict=True) if meant.count(path) > 1})
     if twice:
         message = f"readers holds '{twice[0]}' twice. Give each reader once."
         raise ConfigError(message)

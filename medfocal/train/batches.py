@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from medfocal.annotations.target import Target
 from medfocal.data.sampling import LesionBalancedSampler, cut_patch
 from medfocal.data.transforms import PreparedCase, RandomTransforms
 from medfocal.data.transplant import LesionTransplants
+from medfocal.errors import DatasetError
 
 #: Apart from the other draws, which are seeded by seed, epoch and index.
 READER_STREAM = 11
@@ -100,6 +102,9 @@ class BatchSource:
         """Share of each lesion class among the voxels of the first patches: what the loss will see.
 
         Transplants and weights count; random changes are left out, as they hardly move it.
+
+        Raises:
+            DatasetError: All weights are 0.
         """
         counts, total = np.zeros(num_classes - 1), 0.0
         for index in range(num_patches):
@@ -110,8 +115,15 @@ class BatchSource:
                 counts += np.bincount(patch["label"].ravel(), weight.ravel(), minlength=num_classes)[1:]
             else:
                 counts += (patch["shares"] * weight).sum(axis=(1, 2, 3))
-        # A class that these patches do not show gets half a voxel: its logarithm must exist.
-        return [float(count) for count in np.maximum(counts, 0.5) / max(total, 1.0)]
+        if total == 0:
+            message = (
+                "the voxel weights are 0 in all of the first patches, so nothing would be learnt. Check "
+                "annotations.weights and annotations.disagreement."
+            )
+            raise DatasetError(message)
+        # A class that these patches do not show gets half a voxel of mean weight: its logarithm must exist.
+        half_a_voxel = 0.5 * total / (num_patches * math.prod(self._sampler.patch_size))
+        return [float(count) for count in np.maximum(counts, half_a_voxel) / total]
 
     def _patch(self, epoch: int, index: int) -> dict[str, torch.Tensor]:
         patch = {key: torch.from_numpy(values) for key, values in self._cut(epoch, index).items()}

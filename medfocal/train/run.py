@@ -22,7 +22,7 @@ from medfocal import __version__
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.target import AnnotationSettings, Smoothing
 from medfocal.data.manifest import SPLITS, Case, Manifest
-from medfocal.data.targets import log_annotations, read_case_with_reference, read_training, teach
+from medfocal.data.targets import find_weights, log_annotations, read_case_with_reference, read_training, teach
 from medfocal.data.transforms import Augmentation, PreparedCase, Preprocessing, prepare_case
 from medfocal.errors import ConfigError, DatasetError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
@@ -168,7 +168,7 @@ def run_training(
 
     make_folder(folder)
     _start_log(folder / "train.log")
-    _write_records(folder, configuration, manifest, device)
+    _write_records(folder, configuration, manifest, device, annotations)
     if taught.record["cases"]:
         write_json(folder / "annotations.json", taught.record)
         log_annotations(taught.record)
@@ -284,8 +284,8 @@ def _refuse_without_lesions(manifest: Manifest, training: Sequence[PreparedCase]
     """Before anything is written; the sampler would refuse as well, but later."""
     if not any(bool((case.label > 0).any()) for case in training if case.label is not None):
         message = (
-            f"no lesion in the whole training set: all {len(training)} labels of '{manifest.path}' are empty. "
-            "Nothing can be learnt from it; check 'label' in the dataset file."
+            f"no lesion in the whole training set: all {len(training)} labels of '{manifest.path}' are empty, or what "
+            "annotations made of its readers is (shares count from one half on). Nothing can be learnt from it."
         )
         raise DatasetError(message)
 
@@ -337,21 +337,29 @@ def _start_log(path: Path) -> None:
     log.propagate = False
 
 
-def _write_records(folder: Path, configuration: Mapping[str, Any], manifest: Manifest, device: torch.device) -> None:
+def _write_records(
+    folder: Path,
+    configuration: Mapping[str, Any],
+    manifest: Manifest,
+    device: torch.device,
+    annotations: AnnotationSettings,
+) -> None:
     from omegaconf import OmegaConf
 
     with atomic_write(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
     split = {s: [{"case": c.name, "patient": c.patient} for c in manifest.split(s)] for s in SPLITS}
     write_json(folder / "split.json", split)
-    write_json(folder / "environment.json", environment(manifest, device))
+    weights = find_weights(manifest.split("training"), annotations)
+    write_json(folder / "environment.json", environment(manifest, device, list(weights.values())))
 
 
-def environment(manifest: Manifest, device: torch.device) -> dict[str, Any]:
-    """Versions, device, git commit and the SHA-256 of every input file."""
+def environment(manifest: Manifest, device: torch.device, weights: Sequence[Path] = ()) -> dict[str, Any]:
+    """Versions, device, git commit and the SHA-256 of every input file, maps of voxel weights among them."""
     packages = ("torch", "monai", "numpy", "scipy", "nibabel", "connected-components-3d", "hydra-core", "safetensors")
     files = [manifest.path]
     files += [f for c in manifest.cases for f in (*c.images, *((c.label,) if c.label else ()), *c.annotations)]
+    files += weights
     return {
         "medfocal": __version__,
         "git_commit": _git_commit(),

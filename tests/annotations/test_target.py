@@ -96,6 +96,11 @@ def test_a_staple_that_is_not_to_be_believed_leaves_its_reason_in_the_record():
     assert not found.lesions.any()
 
 
+def test_a_smoothing_takes_the_most_probable_class_of_staple():
+    found = target("staple", SVLS())
+    assert np.allclose(found.alternatives[0], target("majority", SVLS(), readers=found.lesions[None]).alternatives[0])
+
+
 def test_readers_who_are_averaged_are_smoothed_one_by_one():
     smoothing = SoftBoundary(width_mm=2.0)
     each = [smoothing(r, num_classes=2, spacing_mm=SPACING, image=IMAGE)[1] for r in READERS]
@@ -217,6 +222,7 @@ def test_the_expected_gradient_of_a_random_reader_is_that_of_the_mean_of_the_rea
         ({"disagreement": "drop"}, "disagreement must be one of keep, weight, ignore, got 'drop'"),
         ({"estimate_smoothing": True}, "fusion='reference', which is not made of the readers' marks"),
         ({"estimate_smoothing": True, "fusion": "mean"}, "fusion='mean', which is soft already"),
+        ({"estimate_smoothing": True, "fusion": "staple"}, "fusion='staple', which is soft already"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, message):

@@ -274,3 +274,7 @@ def test_hydra_itself_calls_nothing_else(words, tmp_path, monkeypatch):
 )
 def test_label_options_that_contradict_each_other_are_refused(message, overrides):
     refuse(message, *overrides)
+
+
+def test_rates_of_0_smooth_nothing():
+    config.check(config.compose("train", [*TRAIN, "smoothing=svls", "loss.label_smoothing={fg: 0, bg: 0}"]))

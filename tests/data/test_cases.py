@@ -217,5 +217,12 @@ def test_weights_are_read_on_the_grid_of_the_case(tmp_path):
     grid = read_case(known, LABELS).grid
     with pytest.raises(InputError, match=r"'c1': the weight map .* from -0.5 to 0"):
         read_weights(known, grid, stored(tmp_path, "negative", mark(-0.5, np.float32)))
+    with pytest.raises(InputError, match=r"'c1': the weight map .* to 1e\+300"):
+        read_weights(known, grid, stored(tmp_path, "huge", mark(1e300, np.float64)))
     with pytest.raises(GeometryError, match=r"'c1': weight map and image grids differ"):
         read_weights(known, grid, stored(tmp_path, "far", weight, np.eye(4)))
+
+
+def test_a_share_that_is_no_number_is_refused_as_such(tmp_path):
+    with pytest.raises(InputError, match=r"'c1': reader 1:.*NaN or infinite"):
+        read_case(annotated(tmp_path, mark(np.nan, np.float32)), LABELS, with_readers=True)

@@ -178,6 +178,33 @@ def test_an_output_that_would_replace_the_dataset_is_refused_before_anything_is_
     assert digests(dataset.parent) == before
 
 
+def test_files_that_no_corruption_wrote_are_never_replaced(dataset, tmp_path):
+    """Another dataset file may own labels that this one does not name."""
+    folder = tmp_path / "noisy"
+    corrupt_dataset(dataset, folder, MissedLesions(rate=0.5), seed=1)
+    (folder / "corruption.json").unlink()
+    before = digests(tmp_path)
+    with pytest.raises(ValueError, match="is there already and no corruption wrote it"):
+        corrupt_dataset(dataset, folder, Dilation(dice=0.7), seed=1)
+    assert digests(tmp_path) == before
+
+
+def test_an_earlier_corruption_is_written_anew(dataset, tmp_path):
+    corrupt_dataset(dataset, tmp_path / "noisy", MissedLesions(rate=0.5), seed=1)
+    corrupt_dataset(dataset, tmp_path / "noisy", Dilation(dice=0.7), seed=1)
+    corrupt_dataset(dataset, tmp_path / "other", Dilation(dice=0.7), seed=1)
+    assert digests(tmp_path / "noisy") == digests(tmp_path / "other")
+
+
+def test_the_clean_label_stays_the_clean_one_when_labels_are_corrupted_again(dataset, tmp_path):
+    first = corrupt_dataset(dataset, tmp_path / "first", MissedLesions(rate=0.5), seed=1)
+    clean = {case.name: case.label for case in read_manifest(dataset).cases}
+    for splits in (("training",), ("validation",)):
+        again = corrupt_dataset(first, tmp_path / "deep" / splits[0], Dilation(dice=0.7), seed=1, splits=splits)
+        entries = json.loads(again.read_text("utf-8"))["training"]
+        assert all((again.parent / e["clean_label"]).samefile(clean[e["case"]]) for e in entries)
+
+
 def test_what_cannot_be_done_is_refused_before_anything_is_written(dataset, tmp_path):
     output = tmp_path / "wrong"
     with pytest.raises(ValueError, match=r"splits must be some of training, validation, test, got \('train',\)"):

@@ -138,6 +138,11 @@ def test_missing_files_are_all_named_up_to_ten(dataset):
         ({"training": [{"image": [], "label": "a"}]}, "0 images where the dataset has 1 channels"),
         ({"training": [{"image": "a.nii"}]}, "'label' and 'annotations' are missing; only test cases may"),
         ({"validation": [{"image": "a.nii", "label": None}]}, "entry 1 of 'validation': 'label' and 'annotations'"),
+        (
+            {"training": [{"image": "a.nii", "label": "l", "annotations": ["r", "s", "r"]}]},
+            "'annotations' names a file twice",
+        ),
+        ({"labels": {str(n): "x" for n in range(257)}}, "257 label values.*at most 256"),
         ({"labels": {"0": "background"}}, r"without gaps, got \[0\]"),
         ({"labels": {"0": "background", "2": "lesion"}}, r"without gaps, got \[0, 2\]"),
         ({"labels": {"1": "lesion", "2": "cyst"}}, r"without gaps, got \[1, 2\]"),

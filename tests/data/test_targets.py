@@ -116,6 +116,11 @@ def test_what_was_found_is_logged(caplog):
             {"fusion": "union", "estimate_smoothing": True},
             "estimate_smoothing needs cases with two readers",
         ),
+        (
+            [prepared("soft", marks(2), *[marks(2) * np.float32(0.3)] * 2)],
+            {"fusion": "random", "estimate_smoothing": True},
+            "estimate_smoothing is of readers who gave classes, and some gave shares",
+        ),
         ([prepared("bare", None, marks(2))], {}, "1 training cases have annotations and no 'label', such as 'bare'"),
     ],
 )

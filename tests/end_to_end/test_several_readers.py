@@ -131,6 +131,8 @@ def test_weight_maps_reach_the_loss_and_foreign_ones_are_refused(bare, tmp_path)
         )
     home, out = train(bare, f"annotations.weights={folder}", folder=tmp_path / "a")
     assert "3 of 3 training cases have voxel weights" in out
+    inputs = json.loads((home / "environment.json").read_text())["inputs"]
+    assert {str(path) for path in folder.iterdir()} <= set(inputs)
     plain, _ = train(bare, folder=tmp_path / "b")
     assert weights(home) != weights(plain)
     (tmp_path / "empty").mkdir()

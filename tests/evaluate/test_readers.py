@@ -259,6 +259,8 @@ def test_places_that_are_no_two_readers_are_refused(tmp_path):
         find_readers([place], ["a"])
     with pytest.raises(ConfigError, match="twice"):
         find_readers([place, place], ["a"])
+    with pytest.raises(ConfigError, match="twice"):
+        find_readers([place, place + "/"], ["a"])
     with pytest.raises(InputError, match="nowhere' does not exist"):
         find_readers([place, str(tmp_path / "nowhere")], ["a"])
     with pytest.raises(DatasetError, match=r"has marks of none of the 1 cases \(such as 'b'\): a.nii.gz"):

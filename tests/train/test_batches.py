@@ -14,6 +14,7 @@ from medfocal.data.manifest import Case
 from medfocal.data.sampling import LesionBalancedSampler, cut_patch
 from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms
 from medfocal.data.transplant import LesionTransplants
+from medfocal.errors import DatasetError
 from medfocal.train.batches import Batch, BatchSource, to_device
 from medfocal.volume import Volume
 
@@ -229,3 +230,16 @@ def test_the_share_of_lesions_is_that_of_soft_targets_too():
         [[(case.label.numpy() == np.array([1, 2])[:, None, None, None]) * np.float16(0.5)] for case in cases()]
     )
     assert np.allclose(np.array(source(known=known).foreground_shares(3)) * 2, source().foreground_shares(3), rtol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-6, 1e6])
+def test_a_factor_on_all_weights_leaves_the_share_of_lesions(scale):
+    weights = [np.full(SHAPE, scale, np.float32)] * 2
+    known = with_targets([[case.label.numpy()] for case in cases()], weights)
+    assert source(known=known).foreground_shares(4) == pytest.approx(source().foreground_shares(4))
+
+
+def test_weights_that_are_all_0_are_refused():
+    known = with_targets([[case.label.numpy()] for case in cases()], [np.zeros(SHAPE, np.float32)] * 2)
+    with pytest.raises(DatasetError, match="the voxel weights are 0"):
+        source(known=known).foreground_shares(3)

@@ -91,7 +91,9 @@ def write_phantoms(
             )
             _write_nifti(output / str(entry["label"]), noisy, phantom.affine)
         entries[plan.split].append(entry)
-    if corruption is not None:
+    if corruption is None:
+        (output / RECORD).unlink(missing_ok=True)  # of phantoms of another kind that lay here
+    else:
         write_record(output / RECORD, corruption, seed=seed, splits=[CORRUPTED_SPLIT], severities=severities)
     names = {str(number): name for number, name in enumerate(channels)}
     path = output / "dataset.json"
