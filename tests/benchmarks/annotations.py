@@ -47,7 +47,6 @@ FOCAL = ("loss=focal_gamma1",)
 ARMS: dict[str, tuple[str, ...]] = {
     "cross-entropy": ("loss=cross_entropy",),
     "focal": FOCAL,
-    "focal, gamma 2": ("loss=focal",),
     "focal, uniform .05": (*FOCAL, "loss.label_smoothing=0.05"),
     "focal, one-sided .03/.002": (*FOCAL, "loss.label_smoothing={fg: 0.03, bg: 0.002}"),
     "focal, SVLS": (*FOCAL, "smoothing=svls"),
@@ -60,11 +59,16 @@ ARMS: dict[str, tuple[str, ...]] = {
     "focal, mean of readers": (*FOCAL, "annotations=mean"),
     "focal, random reader": (*FOCAL, "annotations=random"),
     "focal, STAPLE": (*FOCAL, "annotations=staple"),
+}
+#: With --extras.
+EXTRA_ARMS: dict[str, tuple[str, ...]] = {
+    "focal, gamma 2": ("loss=focal",),
     "focal, majority": (*FOCAL, "annotations=majority"),
     "focal, random reader, estimated smoothing": (*FOCAL, "annotations=random", "annotations.estimate_smoothing=true"),
 }
 BASE = "cross-entropy"
-EXTRAS = ("focal, gamma 2", "focal, majority", "focal, random reader, estimated smoothing")
+#: By kind of error, arm and seed.
+Results = dict[tuple[str, str, int], dict[str, Any]]
 
 
 def corruptions() -> dict[str, Any]:
@@ -131,7 +135,7 @@ def run(work: Path, noise: str, arm: str, seed: int) -> dict[str, Any]:
     from medfocal.train.loop import train
     from medfocal.train.settings import TrainerSettings
 
-    conf = config.check(config.compose("train", [*COMMON, *ARMS[arm], f"seed={seed}"]))
+    conf = config.check(config.compose("train", [*COMMON, *(ARMS | EXTRA_ARMS)[arm], f"seed={seed}"]))
     manifest, _, test = data(work)
     settings = TrainerSettings(**conf["trainer"])
     loss = config.build("loss", conf["loss"])
@@ -237,18 +241,18 @@ def worker(work: Path, tasks: Sequence[tuple[str, str, int]], lock: Any) -> None
 
 def _is_idle(noise: str, arm: str) -> bool:
     """Whether an arm with readers would only repeat what it is compared with, as all readers agree."""
-    return noise == "none" and any(setting.startswith("annotations=") for setting in ARMS[arm])
+    return noise == "none" and any(setting.startswith("annotations=") for setting in (ARMS | EXTRA_ARMS)[arm])
 
 
-def results(work: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+def results(work: Path) -> Results:
     """What has been run."""
     path = work / "results.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     return {(line["noise"], line["arm"], line["seed"]): line for line in lines}
 
 
-def difference(runs: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> str:
-    """Difference of sensitivity with a 95 % interval: bootstrap of seeds and of patients, both paired."""
+def difference(runs: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -> tuple[float, float, float]:
+    """Difference of sensitivity and its 95 % interval: bootstrap of seeds and of patients, both paired."""
     patients = sorted(base[0]["patients"])
     counts = np.array([[[r["patients"][p] for p in patients] for r in group] for group in (runs, base)], float)
     hits, lesions = counts[..., 0], counts[..., 1]  # (2, seeds, patients)
@@ -265,8 +269,12 @@ def difference(runs: Sequence[dict[str, Any]], base: Sequence[dict[str, Any]]) -
     apart = np.subtract(*np.transpose(draws))
     low, high = np.quantile(apart, [0.025, 0.975])
     value = np.subtract(*rates(np.arange(len(base)), np.arange(len(patients))))
-    clear = "**" if low > 0 or high < 0 else ""
-    return f"{clear}{value:+.2f} ({low:+.2f} to {high:+.2f}){clear}"
+    return float(value), float(low), float(high)
+
+
+def is_clear(low: float, high: float) -> bool:
+    """Whether an interval, as the page shows it, leaves out 0."""
+    return round(low, 2) > 0 or round(high, 2) < 0
 
 
 #: Paragraphs; each becomes lines of 120 letters.
@@ -284,9 +292,9 @@ table expect one bold by chance, and three seeds say little of how seeds vary, s
 """
 
 
-def render(work: Path, seeds: Sequence[int], command: str) -> str:
+def render(work: Path, seeds: Sequence[int], noises: Sequence[str], command: str) -> str:
     """The page."""
-    found = results(work)
+    found = {key: run for key, run in results(work).items() if key[0] in noises and key[1] in ARMS and key[2] in seeds}
     any_run = next(iter(found.values()))
     lines = [
         "# Wrong labels in training, right ones in the test",
@@ -306,15 +314,14 @@ def render(work: Path, seeds: Sequence[int], command: str) -> str:
             num_comparisons=len(ARMS) - 1,
         ),
     ]
-    for noise in corruptions():
-        if not any(key[0] == noise for key in found):
-            continue
+    kinds = [noise for noise in noises if any(key[0] == noise for key in found)]
+    lines += ["## In short", "", *_summary(found, seeds, [noise for noise in kinds if noise != "none"]), ""]
+    for noise in kinds:
         lines += [f"## {noise}", "", *_severity_lines(work, noise), ""]
         lines += ["| arm | " + " | ".join(f"seed {s}" for s in seeds) + " | mean | CPM | best Dice | difference |"]
         lines += ["| --- |" + " --- |" * (len(seeds) + 4)]
-        base = [found[(noise, BASE, seed)] for seed in seeds if (noise, BASE, seed) in found]
-        for arm in [arm for arm in ARMS if not _is_idle(noise, arm)]:
-            lines.append(_row(arm, [found.get((noise, arm, seed)) for seed in seeds], base))
+        shown = [arm for arm in ARMS if not _is_idle(noise, arm)]
+        lines += [_row(arm, noise, found, seeds) for arm in shown]
         lines.append("")
     seconds = np.mean([r["seconds"] for r in found.values()])
     lines += [
@@ -333,13 +340,45 @@ def _paragraphs(text: str, **facts: Any) -> Iterable[str]:
         yield ""
 
 
-def _row(arm: str, runs: Sequence[dict[str, Any] | None], base: Sequence[dict[str, Any]]) -> str:
+def _runs(found: Results, noise: str, arm: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Runs of an arm, or none where a seed is missing."""
+    runs = [found.get((noise, arm, seed)) for seed in seeds]
+    return [run for run in runs if run is not None] if None not in runs else []
+
+
+def _summary(found: Results, seeds: Sequence[int], kinds: Sequence[str]) -> Iterable[str]:
+    """A row an arm: how far it was from the base, over the kinds of error."""
+    yield f"Difference of lesion sensitivity to {BASE} over the {len(kinds)} kinds of error, and where it is clear:"
+    yield ""
+    yield "| arm | least | most | clearly better | clearly worse |"
+    yield "| --- | --- | --- | --- | --- |"
+    for arm in ARMS:
+        apart = {
+            noise: difference(_runs(found, noise, arm, seeds), _runs(found, noise, BASE, seeds))
+            for noise in kinds
+            if arm != BASE and _runs(found, noise, arm, seeds)
+        }
+        if len(apart) < len(kinds):
+            continue
+        values = [value for value, _, _ in apart.values()]
+        better = [noise for noise, (_, low, high) in apart.items() if is_clear(low, high) and low > 0]
+        worse = [noise for noise, (_, low, high) in apart.items() if is_clear(low, high) and high < 0]
+        yield f"| {arm} | {min(values):+.2f} | {max(values):+.2f} | {', '.join(better)} | {', '.join(worse)} |"
+
+
+def _row(arm: str, noise: str, found: Results, seeds: Sequence[int]) -> str:
+    runs = [found.get((noise, arm, seed)) for seed in seeds]
     cells = ["" if r is None else f"{r['lesion_sensitivity']:.2f}" for r in runs]
     there = [r for r in runs if r is not None]
     if not there:
         return f"| {arm} | {' | '.join(cells)} | not run | | | |"
     means = [np.mean([r[key] for r in there]) for key in ("lesion_sensitivity", "cpm", "best_dice")]
-    apart = "" if arm == BASE or len(there) != len(base) or not base else difference(there, base)
+    complete, base = _runs(found, noise, arm, seeds), _runs(found, noise, BASE, seeds)
+    apart = ""
+    if arm != BASE and complete and base:
+        value, low, high = difference(complete, base)
+        mark = "**" if is_clear(low, high) else ""
+        apart = f"{mark}{value:+.2f} ({low:+.2f} to {high:+.2f}){mark}"
     return f"| {arm} | {' | '.join(cells)} | {' | '.join(f'{m:.2f}' for m in means)} | {apart} |"
 
 
@@ -370,6 +409,7 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--noises", default="", help="kinds of error to run, comma-separated; default all")
+    parser.add_argument("--extras", action="store_true", help="more arms, and right labels for comparison")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--work", type=Path, default=ROOT / "runs/benchmark-annotations")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/benchmarks/annotations-cpu.md")
@@ -377,6 +417,10 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(words)
     seeds = [int(seed) for seed in options.seeds.split(",")]
     noises = options.noises.split(",") if options.noises else list(corruptions())
+    if options.extras:
+        ARMS.update(EXTRA_ARMS)
+    elif not options.noises:
+        noises.remove("none")
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     if not options.render:
@@ -384,7 +428,6 @@ def main(words: list[str]) -> None:
         done = results(options.work)
         tasks = [(noise, arm, seed) for seed in seeds for noise in noises for arm in ARMS]
         tasks = [task for task in tasks if task not in done and not _is_idle(*task[:2])]
-        tasks.sort(key=lambda task: task[0] == "none" or task[1] in EXTRAS)  # last, in case there is no time for all
         context = multiprocessing.get_context("spawn")
         lock = context.Lock()
         parts = [tasks[rank :: options.jobs] for rank in range(options.jobs)]
@@ -396,7 +439,8 @@ def main(words: list[str]) -> None:
         if any(process.exitcode for process in processes):
             sys.exit("a worker failed; what was finished is kept")
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(render(options.work, seeds, "python tests/benchmarks/annotations.py"))
+    command = " ".join(["python tests/benchmarks/annotations.py", *(["--extras"] if options.extras else [])])
+    options.output.write_text(render(options.work, seeds, noises, command))
     print(f"wrote {options.output}")
 
 

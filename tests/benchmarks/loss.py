@@ -62,7 +62,7 @@ def measure_run(device: str, repeats: int) -> Figures:
             found |= in_process(measure="memory", device=device, number=number, methods=part, threads=threads)
         memory.append(found)
     report("  a training step")
-    step = in_process(measure="step", device=device, repeats=max(repeats // 3, 2), threads=THREADS[device][-1])
+    step = in_process(measure="step", device=device, repeats=repeats, threads=THREADS[device][-1])
     return {"device": device, "times": times, "memory": memory, "step": step}
 
 
@@ -195,8 +195,8 @@ def render(runs: list[Figures], *, repeats: int, command: str, load: float) -> s
     lines += [
         "## A training step",
         "",
-        "Forward, loss, backward and AdamW of the U-Net of `conf/network/small.yaml`, batch (2, 1, 96, 96, 96),",
-        f"float32, {counted(THREADS[device][-1])}, {max(repeats // 3, 2)} rounds; focal with `backend='auto'`.",
+        "Forward, loss, backward and AdamW of the U-Net of `conf/network/small.yaml`, batch (2, 1, 64, 64, 64),",
+        f"float32, {counted(THREADS[device][-1])}, {repeats} rounds; focal with `backend='auto'`.",
         "",
         *(render_times(runs, [run["step"] for run in runs]) if runs[0]["step"] else ["Not measured."]),
         "",

@@ -185,8 +185,8 @@ def measure_step(device: str, repeats: int) -> Figures | None:
     del arguments["_target_"]
     network = UNet3d(in_channels=1, out_channels=2, **arguments).to(device)
     optimizer = torch.optim.AdamW(network.parameters())
-    images = torch.randn(2, 1, 96, 96, 96, device=device)
-    labels = (torch.rand(2, 96, 96, 96, device=device) < 0.02).long()
+    images = torch.randn(2, 1, 64, 64, 64, device=device)
+    labels = (torch.rand(2, 64, 64, 64, device=device) < 0.02).long()
 
     def step(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
         optimizer.zero_grad()
