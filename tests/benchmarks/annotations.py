@@ -280,10 +280,11 @@ def is_clear(low: float, high: float) -> bool:
 #: Paragraphs; each becomes lines of 120 letters.
 INTRODUCTION = """
 Phantoms (`medfocal phantom output=phantoms num_cases={num_cases} seed={seed} prevalence={prevalence}`): the
-training split has corrupted labels; the {num_test_cases} other cases with their true {num_lesions} lesions are the test. {num_readers}
-readers err independently in the same way. Arms without a fusion believe the first, so the arms with readers know more.
-All arms start at the prior bias and have the same network, patches and budget; no epoch is chosen on the test set. The
-budget is small, so what an arm gains may be speed. Settings beside the quickstart's: `{settings}`.
+training split has corrupted labels; the {num_test_cases} other cases with their true {num_lesions} lesions are the
+test. {num_readers} readers err independently in the same way. Arms without a fusion believe the first, so the arms
+with readers know more. All arms start at the prior bias and have the same network, patches and budget; no epoch is
+chosen on the test set. The budget is small, so what an arm gains may be speed. Settings beside the quickstart's:
+`{settings}`.
 
 Lesion sensitivity at 1 false positive per case, a figure a seed; then, over all seeds, CPM, the mean voxel Dice at its
 best cut, and the difference of sensitivity to {base} with a 95 % interval (bootstrap of seeds and of test patients,
