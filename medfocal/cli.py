@@ -199,6 +199,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
     from dataclasses import replace
 
     from medfocal import config
+    from medfocal.data.manifest import read_manifest
     from medfocal.evaluate import compare_readers, write_evaluation
     from medfocal.evaluate.folders import evaluate_pairs, find_pairs
     from medfocal.evaluate.readers import write_fused
@@ -216,6 +217,9 @@ def _evaluate(conf: dict[str, Any]) -> None:
         raise ConfigError(message)
     protocol = config.construct("protocol", conf["protocol"])
     pairs = find_pairs(reference, prediction, manifest=manifest, fused=output / "fused_reference" if is_fused else None)
+    if manifest is None and isinstance(conf["readers"], str):  # a dataset file knows the patients too
+        patients = {case.name: case.patient for case in read_manifest(Path(conf["readers"])).cases}
+        pairs = [replace(pair, patient=patients.get(pair.case, pair.patient)) for pair in pairs]
     readers = None if conf["readers"] is None else _find_readers(conf["readers"], [pair.case for pair in pairs])
     images = _path(conf["images"])
     pictures = {} if images is None else find_pictures(images, pairs)

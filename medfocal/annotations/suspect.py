@@ -356,6 +356,9 @@ def suspect_files(pairs: Sequence[Pair], output: Path, rules: SuspectRules) -> S
         raise InputError(message)
     found = rank_suspects(surveys, rules)
     by_case = {case.case: case for case in found.cases}
+    if (output / "suspect.json").is_file():  # maps of an earlier run must not weigh in a training beside this one's
+        for old in (output / "weights").glob("*_weight.nii.gz"):
+            old.unlink()
     for pair in track(pairs, "weigh"):
         reference, probability = read_pair(pair)
         missed, spurious = suspect_voxels(reference.array, probability, found.thresholds)

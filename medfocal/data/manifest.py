@@ -6,6 +6,7 @@ additions: `case` and `patient` names, several `annotations` of one case, and a 
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 from collections import Counter
@@ -19,6 +20,8 @@ from medfocal.volume import volume_name
 
 SPLITS = ("training", "validation", "test")
 MOST_CLASSES = 256
+#: What is read of a case; other keys are left alone unless they look like one of these.
+ENTRY_KEYS = ("case", "patient", "image", "label", "annotations")
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,11 @@ def _read_case(path: Path, folder: Path, split: str, number: int, entry: Any, nu
     if not isinstance(entry, dict) or "image" not in entry:
         message = f"{where}: an object with 'image' is expected, got {entry!r}"
         raise DatasetError(message)
+    for key in entry:
+        near = difflib.get_close_matches(str(key), ENTRY_KEYS, n=1, cutoff=0.8)
+        if key not in ENTRY_KEYS and near:
+            message = f"{where}: there is no '{key}' (did you mean '{near[0]}'?)"
+            raise DatasetError(message)
     images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
     annotations = entry.get("annotations", [])
     label = entry.get("label")

@@ -182,9 +182,9 @@ def _refuse_idle_readers(cases: Sequence[PreparedCase], settings: AnnotationSett
     most = max((0 if case.readers is None else len(case.readers) for case in cases), default=0)
     if most == 0:
         message = (
-            f"no training case has 'annotations', which annotations.fusion={settings.fusion} and "
-            f"annotations.disagreement={settings.disagreement} are about. Name them in the dataset file, or set "
-            "annotations=reference."
+            f"no training case has 'annotations', which annotations={settings.fusion} with "
+            f"annotations.disagreement={settings.disagreement} is about. Name them in the dataset file, or set "
+            "annotations=reference annotations.disagreement=keep."
         )
         raise DatasetError(message)
     if settings.estimate_smoothing and any(c.readers is not None and c.readers.dtype.kind == "f" for c in cases):
@@ -223,6 +223,14 @@ def log_annotations(record: Mapping[str, Any]) -> None:
     cases = record["cases"]
     if record["num_weight_maps"]:
         LOG.info("%d of %d training cases have voxel weights", record["num_weight_maps"], len(cases))
+    weights = [case["mean_weight"] for case in cases if "mean_weight" in case]
+    of_lesions = [case["mean_weight_of_lesions"] for case in cases if "mean_weight_of_lesions" in case]
+    of_lesions = [value for value in of_lesions if not math.isnan(value)]
+    if weights and of_lesions:
+        LOG.info(
+            "voxels weigh %.3f on average, marked ones %.3f; least of a case: %.3f and %.3f",
+            sum(weights) / len(weights), sum(of_lesions) / len(of_lesions), min(weights), min(of_lesions),
+        )  # fmt: skip
     counts = [case["num_readers"] for case in cases if "num_readers" in case]
     if counts:
         by_number = ", ".join(f"{counts.count(n)} with {n}" for n in sorted(set(counts)))
@@ -242,5 +250,6 @@ def log_annotations(record: Mapping[str, Any]) -> None:
             )
         if not record["readers"]["converged"]:
             LOG.warning("the rates of the readers had not settled after %d steps", record["readers"]["num_iterations"])
-        rows = "; ".join(", ".join(f"{value:.3g}" for value in row) for row in record["label_smoothing"])
-        LOG.info("label smoothing by the readers' rates: %s", rows)
+        rows = [", ".join(f"{value:.3g}" for value in row) for row in record["label_smoothing"]]
+        rows = [f"where the label is {label}, classes 0, 1, … by {row}" for label, row in enumerate(rows)]
+        LOG.info("label smoothing by the readers' rates: %s", "; ".join(rows))

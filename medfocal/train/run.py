@@ -33,6 +33,8 @@ from medfocal.progress import track
 from medfocal.train.loop import train
 from medfocal.train.settings import TrainerSettings
 
+LOG = logging.getLogger("medfocal.train")
+
 #: Configuration that may differ between the start of a run and its continuation.
 MAY_CHANGE = ("run.id", "paths.runs", "trainer.max_epochs", "trainer.num_threads", "device", "debug")
 
@@ -223,6 +225,11 @@ def run_training(
     evaluations = []
     for split in EVALUATED:
         found, cases = None, _labelled(manifest.split(split))
+        num_fused = sum(case.label is None for case in cases)
+        if num_fused:
+            LOG.info(
+                "%d of %d %s cases have no label; their readers, fused, are the reference", num_fused, len(cases), split
+            )
         if cases:
             keep = folder / "test" / "predictions" if split == "test" else None
             found = _evaluate_split(model, manifest, cases, protocol, device, keep, settings, annotations.fusion)
@@ -299,7 +306,11 @@ def _refuse_unfit_loss(
     try:
         loss(torch.zeros(shape), target, weight=torch.ones(1, 2, 2, 2) if weighted else None)
     except ValueError as error:
-        why = " (the targets are shares, by annotations.fusion or smoothing)" if soft else ""
+        why = (
+            ". The targets are shares, made so by annotations=… or smoothing=…; with annotations=majority or random "
+            "and smoothing=none they are classes"
+        )
+        why = why if soft else ""
         message = f"loss: {error}{why}"
         raise ConfigError(message) from error
     loss.take_num_dropped()  # those of this trial

@@ -157,3 +157,10 @@ def test_the_command_imports_neither_torch_nor_monai(files):
         [sys.executable, "-c", program], cwd=files, capture_output=True, text=True, check=False, timeout=120
     )
     assert ended.stdout.splitlines()[-1:] == ["ended with 0 []"], ended.stderr
+
+
+def test_weights_of_an_earlier_run_do_not_stay(files):
+    assert run(*WORDS, folder=files).code == 0
+    words = ["suspect", "reference=labels/a.nii.gz", "prediction=maps/a_probability.nii.gz", "output=o"]
+    assert run(*words, folder=files).code == 0
+    assert [path.name for path in (files / "o" / "weights").iterdir()] == ["a_weight.nii.gz"]

@@ -142,6 +142,10 @@ def test_missing_files_are_all_named_up_to_ten(dataset):
             {"training": [{"image": "a.nii", "label": "l", "annotations": ["r", "s", "r"]}]},
             "'annotations' names a file twice",
         ),
+        (
+            {"training": [{"image": "a.nii", "label": "l", "annotation": ["r"]}]},
+            r"there is no 'annotation' \(did you mean 'annotations'\?\)",
+        ),
         ({"labels": {str(n): "x" for n in range(257)}}, "257 label values.*at most 256"),
         ({"labels": {"0": "background"}}, r"without gaps, got \[0\]"),
         ({"labels": {"0": "background", "2": "lesion"}}, r"without gaps, got \[0, 2\]"),

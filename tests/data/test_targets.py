@@ -98,7 +98,17 @@ def test_what_was_found_is_logged(caplog):
     assert "1 with 0, 1 with 2, 1 with 4; fusion random" in text
     assert "agree with a Dice of" in text
     assert "case 'bare': it has no annotations" in text
-    assert "label smoothing by the readers' rates" in text
+    assert "label smoothing by the readers' rates: where the label is 0" in text
+
+
+def test_how_much_weight_is_left_is_logged_and_recorded(caplog):
+    found = teach([TWO, FOUR], AnnotationSettings(fusion="majority", disagreement="ignore"), NONE, 2)
+    mean = np.mean([case["mean_weight"] for case in found.record["cases"]])
+    assert 0.9 < mean < 1
+    assert found.record["cases"][0]["mean_weight_of_lesions"] == 1
+    with caplog.at_level(logging.INFO, logger="medfocal"):
+        log_annotations(found.record)
+    assert f"voxels weigh {mean:.3f} on average" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,8 @@ def without_labels(dataset, folder):
 
 def test_a_dataset_of_readers_alone_is_trained_and_evaluated(dataset, tmp_path):
     bare = without_labels(dataset, tmp_path)
-    home, _ = train(bare, "annotations=union", folder=tmp_path)
+    home, out = train(bare, "annotations=union", folder=tmp_path)
+    assert "2 of 2 test cases have no label; their readers, fused, are the reference" in out
     tested = json.loads((home / "test" / "evaluation.json").read_text())
     assert tested["num_lesions"] > 0
     assert_refused(
@@ -142,6 +143,4 @@ def test_weight_maps_reach_the_loss_and_foreign_ones_are_refused(bare, tmp_path)
 
 def test_a_loss_that_needs_classes_refuses_shares_before_it_trains(bare, tmp_path):
     words = [*TINY, f"data.dataset={bare}", "annotations=mean", "loss.ignore_index=255"]
-    assert_refused(
-        run("train", *words, folder=tmp_path), 2, "the targets are shares, by annotations.fusion or smoothing"
-    )
+    assert_refused(run("train", *words, folder=tmp_path), 2, "The targets are shares", "annotations=majority")
