@@ -114,7 +114,11 @@ def test_how_much_weight_is_left_is_logged_and_recorded(caplog):
 @pytest.mark.parametrize(
     ("cases", "settings", "message"),
     [
-        ([BARE], {"fusion": "majority"}, "no training case has 'annotations'.*annotations=majority.*annotations=reference"),
+        (
+            [BARE],
+            {"fusion": "majority"},
+            "no training case has 'annotations'.*annotations=majority.*annotations=reference",
+        ),
         ([BARE], {"disagreement": "ignore"}, "no training case has 'annotations'"),
         (
             [prepared("one", marks(2), marks(2))],
