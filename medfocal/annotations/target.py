@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -145,27 +144,6 @@ def make_target(
         DatasetError: The case has nothing that the fusion could use, or shares are to be smoothed.
     """
     record: dict[str, Any] = {"case": case}
-    target = _make(case, reference, readers, settings, smoothing, num_classes, affine, image, weight, record)
-    if target.weight is not None:
-        record["mean_weight"] = float(target.weight.mean())
-        marked = target.lesions > 0
-        record["mean_weight_of_lesions"] = float(target.weight[marked].mean()) if marked.any() else math.nan
-    return target
-
-
-def _make(
-    case: str,
-    reference: NDArray[Any] | None,
-    readers: NDArray[Any] | None,
-    settings: AnnotationSettings,
-    smoothing: Smoothing,
-    num_classes: int,
-    affine: NDArray[np.float64],
-    image: NDArray[np.float32],
-    weight: NDArray[np.float32] | None,
-    record: dict[str, Any],
-) -> Target:
-    """The target, and into the record what is known of its readers."""
 
     def finished(label: NDArray[np.uint8]) -> NDArray[Any]:
         if isinstance(smoothing, NoSmoothing):

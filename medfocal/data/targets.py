@@ -14,7 +14,15 @@ import numpy as np
 from medfocal.annotations.confusion import MarkCounts, estimate_rates, smoothing_matrix
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.smoothing import NoSmoothing
-from medfocal.annotations.target import AnnotationSettings, Disagreement, Smoothing, as_marks, fused_label, make_target
+from medfocal.annotations.target import (
+    AnnotationSettings,
+    Disagreement,
+    Smoothing,
+    Target,
+    as_marks,
+    fused_label,
+    make_target,
+)
 from medfocal.data.cases import CaseVolumes, read_case
 from medfocal.data.manifest import Case, Manifest
 from medfocal.data.transforms import PreparedCase, Preprocessing, prepare_case
@@ -94,7 +102,7 @@ def teach(
         _refuse_idle_readers(cases, settings)
     taught = [_with_target(case, settings, smoothing, num_classes) for case in cases]
     taught = _alike(taught, num_classes - 1)
-    record["cases"] = [case.target.record for case in taught if case.target is not None]
+    record["cases"] = [case.target.record | _mean_weights(case.target) for case in taught if case.target is not None]
     matrix = None
     if settings.estimate_smoothing:
         matrix, record["readers"] = _estimate_smoothing(cases, settings.fusion, num_classes)
@@ -132,6 +140,15 @@ def _with_target(
         weight=case.weight,
     )
     return replace(case, label=torch.from_numpy(target.lesions), target=target)
+
+
+def _mean_weights(target: Target) -> dict[str, float]:
+    """Of a target with weights, over all voxels and over the marked ones; NaN where none is marked."""
+    if target.weight is None:
+        return {}
+    marked = target.weight[target.lesions > 0]
+    of_lesions = float(marked.mean()) if len(marked) else math.nan
+    return {"mean_weight": float(target.weight.mean()), "mean_weight_of_lesions": of_lesions}
 
 
 def _alike(cases: Sequence[PreparedCase], num_lesion_classes: int) -> list[PreparedCase]:
