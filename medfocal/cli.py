@@ -28,6 +28,7 @@ usage: medfocal VERB key=value ...
   train      train a 3D U-Net, keep the epoch that finds most lesions, evaluate it
   predict    write masks and tables of candidates for new images
   evaluate   lesion sensitivity and false positives of anybody's masks
+  compare    two models on the same cases: which finds more lesions, and whether that is more than chance
   suspect    labels that are probably wrong, by predictions that did not learn from them
   info       versions and devices; with model=DIR what a model finds; with figure=focal_loss the loss, drawn
 
@@ -200,8 +201,9 @@ def _evaluate(conf: dict[str, Any]) -> None:
 
     from medfocal import config
     from medfocal.data.manifest import read_manifest
-    from medfocal.evaluate import compare_readers, write_evaluation
-    from medfocal.evaluate.folders import evaluate_pairs, find_pairs
+    from medfocal.errors import InputError
+    from medfocal.evaluate import compare_readers, evaluate_measured, measure_pairs, write_evaluation
+    from medfocal.evaluate.pairs import find_pairs, some
     from medfocal.evaluate.readers import write_fused
     from medfocal.report.runs import find_pictures, print_table, report_evaluation
 
@@ -216,7 +218,15 @@ def _evaluate(conf: dict[str, Any]) -> None:
         message = f"output '{output}' is one of the folders to evaluate; choose another, so that results stay apart"
         raise ConfigError(message)
     protocol = config.construct("protocol", conf["protocol"])
-    pairs = find_pairs(reference, prediction, manifest=manifest, fused=output / "fused_reference" if is_fused else None)
+    pairs = find_pairs(
+        reference,
+        prediction,
+        manifest=manifest,
+        ignore=_path(conf["ignore"]),
+        missing=conf["missing"],
+        extra=conf["extra"],
+        fused=output / "fused_reference" if is_fused else None,
+    )
     if manifest is None and isinstance(conf["readers"], str):  # a dataset file knows the patients too
         patients = {case.name: case.patient for case in read_manifest(Path(conf["readers"])).cases}
         pairs = [replace(pair, patient=patients.get(pair.case, pair.patient)) for pair in pairs]
@@ -225,12 +235,28 @@ def _evaluate(conf: dict[str, Any]) -> None:
     pictures = {} if images is None else find_pictures(images, pairs)
     if is_fused and readers is not None:
         write_fused(pairs, readers)
-    found = evaluate_pairs(pairs, protocol)
+    measured = measure_pairs(
+        pairs,
+        protocol,
+        config.reading_of(conf),
+        store=output / "tables.jsonl",
+        workers=conf["workers"],
+        keep_going=True,
+    )
+    found = evaluate_measured(measured, protocol)
     if readers is not None:
-        found = replace(found, readers=compare_readers(pairs, readers, protocol))
+        kept = {table.case for table in measured.tables[""]}
+        found = replace(found, readers=compare_readers([p for p in pairs if p.case in kept], readers, protocol))
     write_evaluation(found, output)
     report_evaluation(found, output, pictures=pictures, max_pictures=conf["max_pictures"])
     print_table(found, {"report": output / "report.html", "figures": output / "evaluation.json"})
+    if found.failed:
+        cases = some(failure.case for failure in found.failed)
+        message = (
+            f"{len(found.failed)} of {len(pairs)} cases could not be evaluated and are left out: {cases}."
+            f" The first says {found.failed[0].error}"
+        )
+        raise InputError(message)
 
 
 def _find_readers(given: list[str] | str, cases: Sequence[str]) -> list[Reader]:
@@ -244,10 +270,60 @@ def _find_readers(given: list[str] | str, cases: Sequence[str]) -> list[Reader]:
     return readers_of_annotations(annotations, cases, given)
 
 
+def _compare(conf: dict[str, Any]) -> None:
+    from medfocal import config
+    from medfocal.evaluate import measure_pairs
+    from medfocal.evaluate.compare import compare_tables, write_comparison
+    from medfocal.evaluate.measure import WHOLE
+    from medfocal.evaluate.pairs import find_pairs
+    from medfocal.report.comparison import print_comparison, write_comparison_page
+
+    reference, output = Path(conf["reference"]), Path(conf["output"])
+    models = {name: Path(conf[name]) for name in ("a", "b")}
+    if any(path.resolve() == output.resolve() for path in (reference, *models.values())):
+        message = f"output '{output}' is one of the folders to compare; choose another, so that results stay apart"
+        raise ConfigError(message)
+    protocol = config.construct("protocol", conf["protocol"])
+    reading = config.reading_of(conf)
+    pairs = {
+        name: find_pairs(
+            reference,
+            place,
+            manifest=_path(conf["manifest"]),
+            ignore=_path(conf["ignore"]),
+            missing=conf["missing"],
+            extra=conf["extra"],
+        )
+        for name, place in models.items()
+    }
+    tables = {
+        name: measure_pairs(
+            pairs[name],
+            protocol,
+            reading,
+            store=output / f"tables_{name}.jsonl",
+            workers=conf["workers"],
+            description=f"measure {name}",
+        ).tables[WHOLE]
+        for name in models
+    }
+    found = compare_tables(
+        tables["a"],
+        tables["b"],
+        protocol,
+        primary_rate=conf["primary_rate"],
+        num_permutations=conf["num_permutations"],
+    )
+    places = {name: str(place) for name, place in models.items()}
+    write_comparison(found, output, **places)
+    page = write_comparison_page(output / "comparison.html", found, **places)
+    print_comparison(found, {"report": page, "figures": output / "comparison.json", "table": output / "comparison.csv"})
+
+
 def _suspect(conf: dict[str, Any]) -> None:
     from medfocal import config
     from medfocal.annotations.suspect import suspect_files
-    from medfocal.evaluate.folders import find_pairs
+    from medfocal.evaluate.pairs import find_pairs
     from medfocal.report.runs import find_pictures
     from medfocal.report.suspects import print_suspects, write_suspect_page
 
@@ -307,6 +383,7 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "train": _train,
     "predict": _predict,
     "evaluate": _evaluate,
+    "compare": _compare,
     "suspect": _suspect,
     "phantom": _phantom,
     "check": _check,

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from medfocal.errors import ConfigError
 from medfocal.train.settings import TrainerSettings
 
-VERBS = ("phantom", "check", "train", "predict", "evaluate", "suspect", "info")
+VERBS = ("phantom", "check", "train", "predict", "evaluate", "compare", "suspect", "info")
 
 #: Groups with a `_target_`: the module whose public classes are allowed, and classes of other packages.
 TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
@@ -40,8 +40,6 @@ TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
 SUPPLIED: Mapping[str, frozenset[str]] = {
     "network": frozenset({"in_channels", "out_channels"}),
     "optimizer": frozenset({"params"}),
-    "protocol": frozenset({"hit_rule", "assignment", "duplicates"}),  # one choice each so far
-    "evaluate": frozenset({"hit_rule", "assignment", "duplicates"}),
     "transforms": frozenset(),
 }
 
@@ -60,6 +58,9 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "threshold": (0, 1),
     "max_pictures": (0, math.inf),
+    "workers": (1, math.inf),
+    "primary_rate": (0, math.inf),
+    "num_permutations": (1, math.inf),
 }
 
 #: Words of Hydra's `instantiate`; only the first is used, and only by the groups in `TARGETS`.
@@ -151,8 +152,41 @@ class EvaluateConfig(CommonConfig):
     manifest: str | None = None
     readers: Any = None  # a list of places, or the path of a dataset file; `_check_readers` holds it to that
     output: str = MISSING
+    classes: dict[str, list[int]] | None = None
+    ignore: str | None = None
+    ignore_value: int | None = None
+    instances: str = MISSING
+    expect: str = MISSING
+    resample: str | None = None
+    missing: str = MISSING
+    extra: str = MISSING
+    surface: bool = MISSING
+    workers: int = MISSING
     images: str | None = None
     max_pictures: int = MISSING
+    protocol: dict[str, Any] = MISSING
+
+
+@dataclass
+class CompareConfig(CommonConfig):
+    """medfocal compare."""
+
+    reference: str = MISSING
+    a: str = MISSING
+    b: str = MISSING
+    manifest: str | None = None
+    output: str = MISSING
+    primary_rate: float | None = None
+    num_permutations: int = MISSING
+    classes: dict[str, list[int]] | None = None
+    ignore: str | None = None
+    ignore_value: int | None = None
+    instances: str = MISSING
+    expect: str = MISSING
+    resample: str | None = None
+    missing: str = MISSING
+    extra: str = MISSING
+    workers: int = MISSING
     protocol: dict[str, Any] = MISSING
 
 
@@ -205,6 +239,7 @@ SCHEMAS: Mapping[str, type] = {
     "train": TrainConfig,
     "predict": PredictConfig,
     "evaluate": EvaluateConfig,
+    "compare": CompareConfig,
     "suspect": SuspectConfig,
     "phantom": PhantomConfig,
     "check": CheckConfig,
@@ -322,6 +357,7 @@ def check(conf: DictConfig) -> dict[str, Any]:
         "corruption": _check_corruption,
         "trainer": _check_training,
         "readers": _check_readers,
+        "instances": _check_reading,
         "figure": _check_figure,
     }
     for key, check_part in of_verbs.items():
@@ -441,6 +477,33 @@ def _check_readers(values: Mapping[str, Any]) -> None:
     if not isinstance(given, list) or not all(isinstance(place, str) and place for place in given):
         message = f"readers must be a list such as [DIR1,DIR2], or a dataset file that ends in .json, got {given!r}"
         raise ConfigError(message)
+
+
+def _check_reading(values: Mapping[str, Any]) -> None:
+    """Refuse settings of how files are paired and read that make no sense."""
+    for key, choices in (("missing", ("error", "empty")), ("extra", ("error", "skip"))):
+        if values[key] not in choices:
+            message = f"{key} must be one of {choices}, got {values[key]!r}"
+            raise ConfigError(message)
+    reading_of(values)
+    if values.get("readers") is not None:
+        refused = ("classes", "ignore", "ignore_value", "resample")
+        given = [key for key in refused if values[key] is not None]
+        given += ["instances"] * (values["instances"] != "none") + ["missing"] * (values["missing"] != "error")
+        if given:
+            message = f"readers are compared without {', '.join(given)}; leave out one or the other"
+            raise ConfigError(message)
+
+
+def reading_of(values: Mapping[str, Any]) -> Any:
+    """What the values of the files of `evaluate` or `compare` mean (`medfocal.evaluate.measure.Reading`).
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+    reading = _load("medfocal.evaluate.measure.Reading")
+    names = ("classes", "ignore_value", "instances", "expect", "resample", "surface")
+    return _reworded("evaluate", lambda: reading(**{name: values[name] for name in names if name in values}))
 
 
 def _check_figure(values: Mapping[str, Any]) -> None:

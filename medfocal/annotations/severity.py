@@ -89,7 +89,7 @@ def severity(clean: NDArray[Any], noisy: NDArray[Any], affine: NDArray[np.float6
         message = f"clean and noisy label must have one shape, got {clean.shape} and {noisy.shape}"
         raise ValueError(message)
     lesions, marks = find_components(clean, affine), find_components(noisy, affine)
-    overlaps = find_overlaps(lesions.labels, marks.labels)
+    overlaps = find_overlaps(lesions, marks)
     num_omitted = len(lesions) - len(np.unique(overlaps.lesion))
     both = (clean != 0) & (noisy != 0)
     num_clean, num_noisy = int(lesions.num_voxels.sum()), int(marks.num_voxels.sum())

@@ -39,8 +39,8 @@ from medfocal.components import (
     find_components,
 )
 from medfocal.errors import DatasetError, GeometryError, InputError
-from medfocal.evaluate.folders import Pair
 from medfocal.evaluate.overlap import find_overlaps, voxel_dice
+from medfocal.evaluate.pairs import Pair
 from medfocal.files import write_csv, write_json
 from medfocal.progress import track
 from medfocal.volume import Volume, read_labels, read_volume, write_volume
@@ -381,6 +381,7 @@ def read_pair(pair: Pair) -> tuple[Volume, NDArray[np.floating[Any]]]:
         GeometryError: The grids differ.
         InputError: A file cannot be read, or the prediction is a mask or no probability.
     """
+    assert pair.prediction is not None, "missing predictions are refused where pairs are found"
     reference, prediction = read_labels(pair.reference), read_volume(pair.prediction)
     if not reference.same_grid(prediction):
         message = (
@@ -711,7 +712,7 @@ def _compare(
     lesions: Components, candidates: Components, probability: NDArray[np.floating[Any]], rules: SuspectRules
 ) -> tuple[tuple[DoubtedLesion, ...], set[int]]:
     """Each lesion with the candidate that is its own, and the numbers of all candidates that touch a lesion."""
-    overlaps = find_overlaps(lesions.labels, candidates.labels)
+    overlaps = find_overlaps(lesions, candidates)
     in_lesions = np.bincount(overlaps.candidate, overlaps.num_voxels, minlength=len(candidates) + 1)
     doubted, touching = [], set()
     for number, box in enumerate(lesions.bounding_box, start=1):

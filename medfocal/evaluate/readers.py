@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,16 @@ from numpy.typing import NDArray
 
 from medfocal.components import Components
 from medfocal.errors import ConfigError, DatasetError, GeometryError, InputError
-from medfocal.evaluate.cases import CaseResult, evaluate_case, find_predicted
-from medfocal.evaluate.folders import Pair, find_files, some
+from medfocal.evaluate.cases import evaluate_case
+from medfocal.evaluate.figures import no_distribution
 from medfocal.evaluate.intervals import f1, proportion, rate
+from medfocal.evaluate.pairs import Pair, find_files, some
 from medfocal.evaluate.pooled import evaluate_cases
 from medfocal.evaluate.protocols import ANY_OVERLAP, Protocol
-from medfocal.evaluate.results import Comparison, ComparisonKind, ReaderStudy, Undefined, VoxelDice
+from medfocal.evaluate.results import Comparison, ComparisonKind, ReaderStudy
+from medfocal.evaluate.table import CaseTable
+from medfocal.evaluate.undefined import Undefined
+from medfocal.evaluate.values import find_predicted
 from medfocal.progress import track
 from medfocal.volume import LABEL_TOLERANCE, Volume, read_labels, read_volume, volume_name, write_volume
 
@@ -162,7 +165,7 @@ def compare_readers(pairs: Sequence[Pair], readers: Sequence[Reader], protocol: 
         GeometryError: Marks and prediction of a case lie on different grids.
         InputError: A file is missing, unreadable, or its values make no sense.
     """
-    results: dict[tuple[ComparisonKind, str], list[CaseResult]] = {
+    results: dict[tuple[ComparisonKind, str], list[CaseTable]] = {
         **{("reader_against_others", reader.name): [] for reader in readers},
         **{("model_against_others", reader.name): [] for reader in readers},
         **{("model_against_reader", reader.name): [] for reader in readers},
@@ -188,10 +191,11 @@ def compare_readers(pairs: Sequence[Pair], readers: Sequence[Reader], protocol: 
 
 def _compare_case(
     pair: Pair, readers: Sequence[Reader], protocol: Protocol
-) -> list[tuple[tuple[ComparisonKind, str], CaseResult]]:
+) -> list[tuple[tuple[ComparisonKind, str], CaseTable]]:
     marks = _read_marks(pair.case, readers)
     if not marks:
         return []
+    assert pair.prediction is not None, "missing predictions are refused where readers are compared"
     grid = read_volume(pair.prediction)
     for name, mark in marks.items():
         if not grid.same_grid(mark):
@@ -202,12 +206,12 @@ def _compare_case(
             raise GeometryError(message)
     where = f"case '{pair.case}': '{pair.prediction}'"
     # The model's candidates are the same whoever judges, and finding them in a probability map takes most of the time.
-    model = find_predicted(grid.array, grid.affine, protocol, where)
+    model, _ = find_predicted(grid.array, grid.affine, protocol, where)
 
-    def judged(by: NDArray[np.bool_], judge: Components | NDArray[np.bool_]) -> CaseResult:
+    def judged(by: NDArray[np.bool_], judge: Components | NDArray[np.bool_]) -> CaseTable:
         return evaluate_case(by, judge, grid.affine, case=pair.case, patient=pair.patient, protocol=protocol)
 
-    found: list[tuple[tuple[ComparisonKind, str], CaseResult]] = []
+    found: list[tuple[tuple[ComparisonKind, str], CaseTable]] = []
     for name, mark in marks.items():
         others = [other.array for other_name, other in marks.items() if other_name != name]
         if others:
@@ -219,7 +223,7 @@ def _compare_case(
     return found
 
 
-def _comparison(kind: ComparisonKind, reader: str, results: Sequence[CaseResult], protocol: Protocol) -> Comparison:
+def _comparison(kind: ComparisonKind, reader: str, results: Sequence[CaseTable], protocol: Protocol) -> Comparison:
     if not results:
         level = protocol.level
         why = "no case was read by this reader and by another" if "others" in kind else "this reader read no case"
@@ -237,7 +241,7 @@ def _comparison(kind: ComparisonKind, reader: str, results: Sequence[CaseResult]
             lesion_precision=nothing,
             lesion_f1=f1([], [], [], level=level),
             false_positives_per_case=rate([], [], level=level),
-            voxel_dice=VoxelDice(mean=math.nan, median=math.nan, num_cases=0, num_undefined=0),
+            voxel_dice=no_distribution(level),
             undefined=[Undefined("every figure", "all cases", why)],
         )
     found = evaluate_cases(results, protocol)

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from medfocal.evaluate.froc import FrocCurve, FrocPoint
+from medfocal.evaluate.calibration import Calibration
+from medfocal.evaluate.figures import Distribution
+from medfocal.evaluate.froc import Froc
 from medfocal.evaluate.intervals import Rate
+from medfocal.evaluate.measure import Failure
 from medfocal.evaluate.protocols import Protocol
+from medfocal.evaluate.rows import CANDIDATE_COLUMNS, CASE_COLUMNS, LESION_COLUMNS, Row
+from medfocal.evaluate.strata import Stratum
+from medfocal.evaluate.undefined import Undefined
 from medfocal.files import write_csv, write_json
-
-Row = dict[str, Any]
-
-_SIZE = ("num_voxels", "volume_ml", "equivalent_diameter_mm")
-_PLACE = ("i", "j", "k", "x_mm", "y_mm", "z_mm")
-CASE_COLUMNS = (
-    "case",
-    "patient",
-    "num_lesions",
-    "num_detected_lesions",
-    "num_candidates",
-    "num_true_candidates",
-    "num_false_candidates",
-    "voxel_dice",
-    "reference_volume_ml",
-    "predicted_volume_ml",
-)
-LESION_COLUMNS = (
-    *("case", "patient", "lesion"),
-    *_SIZE,
-    *_PLACE,
-    *("detected", "candidate", "overlap_voxels", "confidence"),
-)
-CANDIDATE_COLUMNS = (
-    *("case", "patient", "candidate", "confidence", "above_threshold", "true", "lesion", "overlap_voxels"),
-    *_SIZE,
-    *_PLACE,
-)
 
 COMPARED = ("lesion_sensitivity", "lesion_precision", "lesion_f1", "false_positives_per_case")
 READER_COLUMNS = (
@@ -48,63 +27,6 @@ READER_COLUMNS = (
 )
 
 ComparisonKind = Literal["reader_against_others", "model_against_others", "model_against_reader", "model_against_all"]
-
-
-@dataclass(frozen=True)
-class Froc:
-    """The FROC and what is read from it.
-
-    Attributes:
-        points: Lesion sensitivity at each of the protocol's rates of false candidates.
-        cpm: Mean lesion sensitivity of the points (competition performance metric).
-        curve: The corners of the curve; candidates.csv gives every point.
-    """
-
-    points: list[FrocPoint]
-    cpm: float
-    curve: FrocCurve
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give points and curve as lists; a threshold at which no candidate counts is infinite."""
-        columns = ("threshold", "false_positives_per_case", "lesion_sensitivity")
-        values = zip(*(getattr(self.curve, column).tolist() for column in columns), strict=True)
-        return {
-            "points": [asdict(point) for point in self.points],
-            "cpm": self.cpm,
-            "curve": [dict(zip(columns, row, strict=True)) for row in values],
-        }
-
-
-@dataclass(frozen=True)
-class VoxelDice:
-    """Voxel Dice of the cases where it is defined.
-
-    Attributes:
-        mean: Mean over those cases, NaN if there is none.
-        median: Their median, NaN if there is none.
-        num_cases: Cases where it is defined.
-        num_undefined: Cases where reference and prediction are both empty.
-    """
-
-    mean: float
-    median: float
-    num_cases: int
-    num_undefined: int
-
-
-@dataclass(frozen=True)
-class Undefined:
-    """A figure that could not be had.
-
-    Attributes:
-        what: Name of the figure.
-        where: The cases or the point it belongs to.
-        why: The reason.
-    """
-
-    what: str
-    where: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -141,7 +63,7 @@ class Comparison:
     lesion_precision: Rate
     lesion_f1: Rate
     false_positives_per_case: Rate
-    voxel_dice: VoxelDice
+    voxel_dice: Distribution
     undefined: list[Undefined]
 
     def to_row(self) -> Row:
@@ -174,6 +96,23 @@ class ReaderStudy:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Surface:
+    """Distances between the surfaces of reference and prediction (`medfocal.evaluate.surface`).
+
+    Attributes:
+        threshold: Confidence at which the mask of a case was taken.
+        tolerance_mm: Tolerance of the normalised surface distance.
+        cases: Figures of whole cases.
+        lesions: Figures of found lesions, each with the candidate that finds it.
+    """
+
+    threshold: float
+    tolerance_mm: float
+    cases: Mapping[str, Distribution]
+    lesions: Mapping[str, Distribution]
+
+
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Everything found out about a set of cases; counts are of candidates at or above the protocol's threshold.
@@ -182,78 +121,149 @@ class Evaluation:
         protocol: The rules.
         num_cases: Cases, those without lesions included.
         num_patients: Patients.
-        num_lesions: Lesions.
+        num_lesion_free_cases: Cases whose reference holds no lesion at all.
+        num_lesions: Lesions that count.
         num_detected_lesions: Lesions found at the threshold.
-        num_candidates: Candidates at the threshold.
+        num_ignored_lesions: Lesions that are ignored.
+        num_candidates: Candidates at the threshold, true or false.
         num_true_candidates: Those that find a lesion.
         num_false_candidates: The others.
+        num_double_candidates: Further candidates on found lesions, where the protocol ignores them.
+        num_ignored_candidates: Candidates at the threshold that are ignored.
+        num_split_lesions: Lesions that two candidates or more hit.
+        num_merging_candidates: Candidates that hit two lesions or more.
         lesion_sensitivity: Found lesions over all lesions.
         lesion_sensitivity_macro: Mean of each patient's lesion sensitivity, over patients with lesions.
         lesion_precision: True candidates over candidates.
         lesion_f1: F1 of lesions and candidates.
         false_positives_per_case: False candidates over cases.
+        false_positives_per_lesion_free_case: False candidates of cases without lesions over these cases.
         false_positives_per_litre: False candidates over the scanned volume.
+        claim: What the lesion sensitivity can and cannot claim.
+        by_size: Lesions and false candidates by diameter, then by volume.
         froc: Sensitivity against false candidates.
+        hit_rule_curves: Sensitivity against the threshold of hit rules.
+        wafroc: Weighted AFROC figure of merit.
+        wafroc1: The same with the false candidates of all cases.
+        free_response_ap: Average precision of candidates.
+        case_auroc: How well the highest confidence tells cases with lesions from those without.
+        case_ap: Average precision of the same.
+        case_sensitivity: Cases with lesions that have a candidate.
+        case_specificity: Cases without lesions that have none.
+        calibration: Confidence against the share of true candidates; None where there is nothing to calibrate.
+        recognition_quality: The same as `lesion_f1`.
+        segmentation_quality: Mean IoU of found lesions with their candidates.
+        panoptic_quality: Product of the two.
         voxel_dice: Overlap of the masks at the threshold.
+        volume_difference_ml: Predicted less reference volume.
+        mean_absolute_volume_difference_ml: The mean of it without sign.
+        surface: Distances of surfaces; None where they were not measured.
+        published: Figures by which the protocol's source states its results, by name.
+        missing: Cases without a prediction, counted as nothing found.
+        failed: Cases that could not be measured and are left out.
+        warnings: What a reader should know before he trusts the figures.
         undefined: What is NaN or null above, where and why.
         cases: Rows of cases.csv.
         lesions: Rows of lesions.csv.
-        candidates: Rows of candidates.csv, those below the threshold among them. `true` says whether a
-            candidate finds a lesion once it counts.
+        candidates: Rows of candidates.csv, those below the threshold among them.
         readers: Readers and the model beside each other; None where no readers were given.
+        classes: Evaluations of single classes by name; empty where no classes were given.
     """
 
     protocol: Protocol
     num_cases: int
     num_patients: int
+    num_lesion_free_cases: int
     num_lesions: int
     num_detected_lesions: int
+    num_ignored_lesions: int
     num_candidates: int
     num_true_candidates: int
     num_false_candidates: int
+    num_double_candidates: int
+    num_ignored_candidates: int
+    num_split_lesions: int
+    num_merging_candidates: int
     lesion_sensitivity: Rate
     lesion_sensitivity_macro: Rate
     lesion_precision: Rate
     lesion_f1: Rate
     false_positives_per_case: Rate
+    false_positives_per_lesion_free_case: Rate
     false_positives_per_litre: Rate
+    claim: str
+    by_size: Sequence[Stratum]
     froc: Froc
-    voxel_dice: VoxelDice
-    undefined: list[Undefined]
-    cases: list[Row]
-    lesions: list[Row]
-    candidates: list[Row]
+    hit_rule_curves: Sequence[Row]
+    wafroc: Rate
+    wafroc1: Rate
+    free_response_ap: Rate
+    case_auroc: Rate
+    case_ap: Rate
+    case_sensitivity: Rate
+    case_specificity: Rate
+    calibration: Calibration | None
+    recognition_quality: Rate
+    segmentation_quality: Rate
+    panoptic_quality: Rate
+    voxel_dice: Distribution
+    volume_difference_ml: Distribution
+    mean_absolute_volume_difference_ml: float
+    surface: Surface | None
+    published: Mapping[str, float]
+    missing: Sequence[str]
+    failed: Sequence[Failure]
+    warnings: Sequence[str]
+    undefined: Sequence[Undefined]
+    cases: Sequence[Row]
+    lesions: Sequence[Row]
+    candidates: Sequence[Row]
     readers: ReaderStudy | None = None
+    classes: Mapping[str, Evaluation] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Give what evaluation.json holds: everything but the rows. Undefined is NaN."""
-        readers = {} if self.readers is None else {"readers": self.readers.to_dict()}
-        return {
-            "protocol": self.protocol.to_dict(),
-            "num_cases": self.num_cases,
-            "num_patients": self.num_patients,
-            "num_lesions": self.num_lesions,
-            "num_detected_lesions": self.num_detected_lesions,
-            "num_candidates": self.num_candidates,
-            "num_true_candidates": self.num_true_candidates,
-            "num_false_candidates": self.num_false_candidates,
-            "num_ignored_lesions": 0,  # no rule of this protocol ignores a lesion
-            "lesion_sensitivity": self.lesion_sensitivity.to_dict(),
-            "lesion_sensitivity_macro": self.lesion_sensitivity_macro.to_dict(),
-            "lesion_precision": self.lesion_precision.to_dict(),
-            "lesion_f1": self.lesion_f1.to_dict(),
-            "false_positives_per_case": self.false_positives_per_case.to_dict(),
-            "false_positives_per_litre": self.false_positives_per_litre.to_dict(),
-            "froc": self.froc.to_dict(),
-            "voxel_dice": asdict(self.voxel_dice),
-            "undefined": [asdict(line) for line in self.undefined],
-        } | readers
+        values: dict[str, Any] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
+            if part.name in _NOT_IN_JSON:
+                continue
+            values[part.name] = value.to_dict() if hasattr(value, "to_dict") else _plain_dataclasses(value)
+        if self.classes:
+            values["classes"] = {name: found.summary(class_folder(name)) for name, found in self.classes.items()}
+        if self.readers is not None:
+            values["readers"] = self.readers.to_dict()
+        return values
+
+    def summary(self, folder: str) -> dict[str, Any]:
+        """Give the headline figures of a class, and the folder that holds all of them."""
+        names = ("num_lesions", "num_detected_lesions", "lesion_sensitivity", "false_positives_per_case", "voxel_dice")
+        return {"folder": folder, **{name: _plain_dataclasses(getattr(self, name)) for name in names}}
+
+
+_NOT_IN_JSON = frozenset({"cases", "lesions", "candidates", "readers", "classes"})
+
+
+def class_folder(name: str) -> str:
+    """Name of the folder of a class: the class's name where a file system takes it, else with escapes."""
+    return "class_" + "".join(c if c.isalnum() or c in "-_." else f"%{ord(c):02x}" for c in name)
+
+
+def _plain_dataclasses(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return value.to_dict() if hasattr(value, "to_dict") else asdict(value)
+    if isinstance(value, Mapping):
+        return {name: _plain_dataclasses(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain_dataclasses(item) for item in value]
+    return value
 
 
 def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
     """Write evaluation.json, cases.csv, lesions.csv and candidates.csv, and readers.csv where readers were compared.
 
-    In the files undefined is null or an empty cell. Without readers a readers.csv of an earlier evaluation is removed.
+    In the files undefined is null or an empty cell. Classes have a folder each. Without readers a readers.csv of an
+    earlier evaluation is removed.
 
     Args:
         evaluation: What to write.
@@ -271,5 +281,7 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
         write_csv(directory / "readers.csv", rows, READER_COLUMNS)
     else:
         (directory / "readers.csv").unlink(missing_ok=True)
+    for name, found in evaluation.classes.items():
+        write_evaluation(found, directory / class_folder(name))
     write_json(directory / "evaluation.json", evaluation.to_dict())
     return directory

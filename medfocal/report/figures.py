@@ -151,7 +151,7 @@ def _draw_metrics(axes: Axes, theme: Theme, *, draw: DrawMetrics, metrics: Metri
 
 
 def draw_froc(summary: Mapping[str, Any]) -> Drawing:
-    """Draw the FROC curve of an evaluation, its seven points, and the operating threshold with its intervals.
+    """Draw the FROC curve of an evaluation with its band, its points, and the operating threshold with its intervals.
 
     Args:
         summary: What `evaluation.json` holds.
@@ -163,7 +163,7 @@ def draw_froc(summary: Mapping[str, Any]) -> Drawing:
             f" At the operating threshold the sensitivity is {sensitivity['value']:.2f}"
             f" at {false_positives['value']:.2f} false candidates per case."
         )
-    words += " The table of the seven points holds the same numbers."
+    words += " The table of the points holds the same numbers."
     return _drawing((5.6, 4.1), words, lambda axes, theme: _froc(axes, summary, theme))
 
 
@@ -240,6 +240,7 @@ def _froc(axes: Axes, summary: Mapping[str, Any], theme: Theme) -> None:
     ]
     dress(axes, theme, "FROC", "false candidates per case", "lesion sensitivity")
     if curve:
+        _froc_band(axes, summary["froc"]["band"], theme)
         _froc_curve(axes, curve, points, theme)
     if _operating_point(axes, summary, theme) or curve:
         _legend(axes, theme, "lower right")
@@ -247,6 +248,15 @@ def _froc(axes: Axes, summary: Mapping[str, Any], theme: Theme) -> None:
         _say_empty(axes, theme, "no curve: nothing to find, or nothing proposed")
     # What lies beyond the last rate and the operating threshold interests nobody and would press the rest together.
     axes.set_xlim(-0.02, 1.15 * max([*rates, summary["false_positives_per_case"]["value"] or 1.0]))
+
+
+def _froc_band(axes: Axes, band: Sequence[Mapping[str, Any]], theme: Theme) -> None:
+    ends = [(p["false_positives_per_case"], p["low"], p["high"]) for p in band if p["low"] is not None]
+    if ends:
+        x, low, high = zip(*ends, strict=True)
+        axes.fill_between(
+            x, low, high, step="post", color=theme.first, alpha=0.18, linewidth=0, label="interval of the curve"
+        )
 
 
 def _froc_curve(
@@ -258,7 +268,7 @@ def _froc_curve(
     reached = [point for point in points if point["reached"]]
     missed = [point for point in points if not point["reached"] and point["lesion_sensitivity"] is not None]
     for group, face, label in (
-        (reached, theme.first, "the seven points"),
+        (reached, theme.first, "the points"),
         (missed, theme.paper, "point not reached: last value held"),
     ):
         if group:

@@ -39,6 +39,7 @@ class CaseImages:
         predicted: Mask of the candidates at the threshold, bool (I, J, K).
         spacing_mm: Voxel size along I, J and K.
         axis_codes: Where each axis points to, such as ("L", "P", "S"), as `nibabel.aff2axcodes` tells.
+        affine: From voxel to world (RAS, mm), (4, 4); None where the place in the world is not known.
     """
 
     image: NDArray[np.float32]
@@ -46,6 +47,7 @@ class CaseImages:
     predicted: NDArray[np.bool_]
     spacing_mm: tuple[float, float, float]
     axis_codes: tuple[str, str, str]
+    affine: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         """Hold the parts against each other."""

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medfocal.evaluate.results import ReaderStudy
 from medfocal.files import plain
 from medfocal.report.figures import Drawing, Theme, draw_figure, dress
 from medfocal.report.tables import SHARES, Notes, number, percent
@@ -14,6 +13,8 @@ from medfocal.report.tables import SHARES, Notes, number, percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from medfocal.evaluate.results import ReaderStudy
 
 RATES = {
     "lesion_sensitivity": "lesion sensitivity",
@@ -37,8 +38,8 @@ def readers_section(summary: Mapping[str, Any], notes: Notes) -> dict[str, Any] 
         return None
     rows = _ordered(study["comparisons"])
     for row in rows:
-        where = _where(row)
-        notes.lines += [{"what": line["what"], "where": where, "why": line["why"]} for line in row["undefined"]]
+        for line in row["undefined"]:
+            notes.add(line["what"], _where(row), line["why"])
     return {
         "fusion": study["fusion"],
         "readers": study["readers"],

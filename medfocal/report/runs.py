@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medfocal import __version__
-from medfocal.components import find_candidates
 from medfocal.data.manifest import Manifest
 from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.evaluate import Evaluation, Protocol
-from medfocal.evaluate.folders import Pair
 from medfocal.evaluate.intervals import Rate
+from medfocal.evaluate.pairs import Pair
+from medfocal.evaluate.values import find_predicted
 from medfocal.infer.candidates import mask_at
 from medfocal.report.figures import write_curves
 from medfocal.report.page import write_report
 from medfocal.report.pictures import CaseImages
 from medfocal.report.readers import reader_lines
-from medfocal.volume import is_volume, read_labels, read_volume, volume_name
+from medfocal.volume import Volume, is_volume, read_labels, read_volume, resample_nearest, volume_name
 
 if TYPE_CHECKING:
     from medfocal.train.run import RunResult  # importing it imports torch, which evaluating does without
@@ -34,7 +35,7 @@ class CaseFiles:
 
     image: Path
     reference: Path
-    prediction: Path
+    prediction: Path | None
 
 
 def report_run(result: RunResult, manifest: Manifest) -> None:
@@ -160,23 +161,23 @@ def _images(files: Mapping[str, CaseFiles], protocol: Protocol, case: str) -> Ca
             f"{image.grid_difference(reference)}. Give images on the grid of the references, or none."
         )
         raise GeometryError(message)
-    prediction = read_volume(place.prediction).array
-    if prediction.dtype.kind == "f" and not np.array_equal(prediction, np.rint(prediction)):
-        candidates = find_candidates(
-            prediction,
-            image.affine,
-            extent_ratio=protocol.extent_ratio,
-            floor=protocol.floor,
-            connectivity=protocol.connectivity,
-            confidence=protocol.confidence,
-        )
-        predicted = mask_at(candidates, protocol.threshold)
-    else:
-        predicted = np.rint(prediction) != 0
+    predicted = _predicted(place, reference, protocol, case)
     return CaseImages(
         image=np.nan_to_num(image.array.astype(np.float32), nan=0, posinf=0, neginf=0),
         reference=reference.array != 0,
         predicted=predicted,
         spacing_mm=image.spacing_mm,
         axis_codes=image.axis_codes,
+        affine=image.affine,
     )
+
+
+def _predicted(place: CaseFiles, reference: Volume, protocol: Protocol, case: str) -> NDArray[np.bool_]:
+    """The mask of what counts at the threshold, on the grid of the reference."""
+    if place.prediction is None:
+        return np.zeros(reference.shape, np.bool_)
+    prediction = read_volume(place.prediction)
+    if not reference.same_grid(prediction):  # the evaluation has refused it, unless it was to be resampled
+        prediction = resample_nearest(prediction, reference)
+    found, _ = find_predicted(prediction.array, reference.affine, protocol, f"case '{case}': '{place.prediction}'")
+    return mask_at(found, protocol.threshold)

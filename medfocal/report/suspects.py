@@ -12,7 +12,7 @@ import numpy as np
 
 from medfocal.annotations.suspect import Kind, Suspect, SuspectList, SuspectRules, form_candidates, read_pair
 from medfocal.errors import GeometryError
-from medfocal.evaluate.folders import Pair
+from medfocal.evaluate.pairs import Pair
 from medfocal.files import atomic_write
 from medfocal.report.page import package_versions, render_page
 from medfocal.report.pictures import FIELD_MM, CaseImages, View, look_at

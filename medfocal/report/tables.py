@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from medfocal.errors import InputError
 from medfocal.files import plain
 
-TEXT_COLUMNS = frozenset({"case", "patient"})
-TRUTH_COLUMNS = frozenset({"detected", "above_threshold", "true"})
+TEXT_COLUMNS = frozenset({"case", "patient", "verdict"})
+TRUTH_COLUMNS = frozenset({"detected", "above_threshold", "ignored"})
 TRUTHS = {"true": True, "false": False}
 
 # The evaluation tells why a number is undefined, except in the rows of its tables. There it can be only this:
@@ -22,6 +22,8 @@ REASONS_IN_ROWS = {
     "confidence": "no candidate finds this lesion at any threshold",
     "voxel_dice": "reference and prediction at the threshold are both empty",
 }
+#: Most places that a line on what is undefined names.
+NUM_PLACES = 5
 
 MEASURES = {
     "lesion_sensitivity": "Lesion sensitivity",
@@ -29,35 +31,123 @@ MEASURES = {
     "lesion_precision": "Lesion precision",
     "lesion_f1": "Lesion F1",
     "false_positives_per_case": "False candidates per case",
+    "false_positives_per_lesion_free_case": "False candidates per lesion-free case",
     "false_positives_per_litre": "False candidates per litre",
+    "cpm": "CPM, mean of the FROC points",
+    "wafroc": "wAFROC, area (false candidates of lesion-free cases)",
+    "wafroc1": "wAFROC1, area (false candidates of all cases)",
+    "free_response_ap": "Free-response average precision",
+    "case_auroc": "Case AUROC (any lesion or none)",
+    "case_ap": "Case average precision",
+    "case_sensitivity": "Case sensitivity",
+    "case_specificity": "Case specificity",
+    "brier": "Brier score of the candidates' confidence",
+    "d_ece": "Calibration error of the candidates' confidence (D-ECE)",
+    "recognition_quality": "Recognition quality (RQ)",
+    "segmentation_quality": "Segmentation quality (SQ)",
+    "panoptic_quality": "Panoptic quality (PQ)",
+    "voxel_dice": "Voxel Dice, mean of cases",
+    "volume_difference_ml": "Volume difference, prediction \u2212 reference, mean of cases (ml)",
 }
 # The measures above that are shares of 1 and read best as a percentage.
-SHARES = frozenset({"lesion_sensitivity", "lesion_sensitivity_macro", "lesion_precision"})
+SHARES = frozenset(
+    {
+        "lesion_sensitivity",
+        "lesion_sensitivity_macro",
+        "lesion_precision",
+        "case_sensitivity",
+        "case_specificity",
+    }
+)
 
 PROTOCOL = {
     "name": "Protocol",
-    "hit_rule": "Hit rule",
-    "assignment": "Assignment",
-    "duplicates": "Second candidate on a found lesion",
     "connectivity": "Connectivity of components",
+    "candidates": "How a probability map becomes candidates",
     "threshold": "Operating threshold (confidence)",
     "extent_ratio": "Extent ratio of a candidate",
     "floor": "Least confidence of a candidate",
     "confidence": "Confidence of a candidate",
+    "reference_dilation": "Steps by which lesions are grown",
+    "hit_rule": "Hit rule",
+    "hit_threshold": "What the hit rule asks for",
+    "outside_share": "Most of the candidates outside of lesions",
+    "small_volume_mm3": "Small lesions are below (mm\u00b3)",
+    "small_hit_threshold": "What small lesions are asked for",
+    "assignment": "Assignment",
+    "duplicates": "Second candidate on a found lesion",
+    "diameter": "Diameter that counts",
+    "min_diameter_mm": "Lesions are ignored below (mm)",
+    "min_volume_mm3": "Lesions are ignored below (mm\u00b3)",
+    "min_candidate_volume_mm3": "Candidates are left out below (mm\u00b3)",
+    "max_ignored_share": "Ignored if more of it lies in the ignored region",
+    "diameter_edges_mm": "Borders of the strata by diameter (mm)",
+    "volume_edges_mm3": "Borders of the strata by volume (mm\u00b3)",
+    "min_lesions": "Least lesions of an estimate",
     "false_positive_rates": "False candidates per case of the FROC points",
+    "interval": "Interval of proportions",
     "level": "Level of the intervals",
+    "num_resamples": "Resamples of patients",
+    "seed": "Seed of the resamples",
+    "tolerance_mm": "Tolerance of the surface distance (mm)",
 }
 
 # What the choices of a protocol mean; a choice without words here is shown as it is.
 CHOICES = {
+    ("candidates", "own_height"): "Each hill of the map, down to a share of its own height (extent ratio).",
+    ("candidates", "threshold"): "The connected parts at or above the operating threshold.",
+    ("confidence", "max"): "The highest probability in it; 1 where the prediction is a mask.",
+    ("confidence", "mean_top"): "The mean of its 5 highest probabilities; 1 where the prediction is a mask.",
+    ("reference_dilation", "0"): "Lesions are not grown.",
     ("hit_rule", "any_overlap"): "A lesion counts as found when a candidate shares at least one voxel with it.",
-    ("assignment", "one_to_one_surest_then_most_overlap"): (
+    ("hit_rule", "lesion_covered"): "A lesion counts as found when a candidate covers enough of it.",
+    ("hit_rule", "iou"): "A lesion counts as found when the IoU of a candidate and the lesion is high enough.",
+    ("hit_rule", "dice"): "A lesion counts as found when the Dice of a candidate and the lesion is high enough.",
+    (
+        "hit_rule",
+        "centroid_distance",
+    ): "A lesion counts as found when a candidate's centroid is near enough to its own.",
+    ("hit_rule", "centroid_in_radius"): (
+        "A lesion counts as found when a candidate's centroid is nearer to its own than so many radii of the sphere of "
+        "its volume."
+    ),
+    ("hit_rule", "point_inside"): (
+        "A lesion counts as found when a candidate's highest voxel lies in it (of a mask: the voxel nearest to its "
+        "centroid)."
+    ),
+    ("hit_rule", "dilated_overlap"): (
+        "A lesion counts as found when a candidate shares at least one voxel with the grown lesion."
+    ),
+    ("hit_rule", "covered_together"): (
+        "A lesion counts as found when all candidates that overlap it cover enough of it together, and enough of them "
+        "lies inside lesions."
+    ),
+    ("assignment", "one_to_one_surest_first"): (
         "One to one: a candidate finds at most one lesion. As many lesions as possible are found at every threshold, "
         "then the pairs with most shared voxels are taken."
     ),
+    ("assignment", "one_to_one_most_pairs"): "One to one: most pairs, then the largest sum of the rule's measure.",
+    ("assignment", "one_to_one_max_sum"): (
+        "One to one: the largest sum of the rule's measure, even if that is fewer pairs."
+    ),
+    ("assignment", "greedy_by_score"): "One to one: the pair of highest measure first.",
+    ("assignment", "greedy_by_confidence"): (
+        "One to one: the surest candidate first takes the free lesion of its highest measure."
+    ),
+    ("assignment", "many_to_many"): "Every hit counts: a candidate may find several lesions, and the reverse.",
     ("duplicates", "false"): "It counts as a false candidate.",
-    ("confidence", "max"): "The highest probability in it; 1 where the prediction is a mask.",
-    ("confidence", "mean_top"): "The mean of its 5 highest probabilities; 1 where the prediction is a mask.",
+    ("duplicates", "ignored"): "It counts as neither true nor false.",
+    ("diameter", "longest"): "The longest in 3D.",
+    ("diameter", "axial"): "The longest in an axial slice.",
+    ("diameter", "equivalent"): "Of the sphere of the same volume.",
+    ("min_diameter_mm", "0"): "No lesion is ignored for its diameter.",
+    ("min_volume_mm3", "0"): "No lesion is ignored for its volume.",
+    ("min_candidate_volume_mm3", "0"): "No candidate is left out for its volume.",
+    ("small_volume_mm3", "0"): "Small lesions are judged like the others.",
+    ("outside_share", "1"): "Any share.",
+    ("interval", "clopper_pearson"): "Clopper-Pearson on counts divided by the design effect of patients.",
+    ("interval", "wilson"): "Wilson on counts divided by the design effect of patients.",
+    ("num_resamples", "0"): "What has no interval in closed form has none here.",
 }
 
 
@@ -86,7 +176,7 @@ class SupportsEvaluation(Protocol):
 
 @dataclass(frozen=True)
 class Records:
-    """An evaluation as plain values; undefined is None.
+    """An evaluation as values; undefined is None in the summary, None or NaN in the rows.
 
     Attributes:
         summary: The content of evaluation.json.
@@ -111,25 +201,48 @@ class Shown:
 
 @dataclass
 class Notes:
-    """The numbered list of everything undefined; what the page meets and the evaluation did not list is added."""
+    """The numbered list of everything undefined; what the page meets and the evaluation did not list is added.
 
-    lines: list[dict[str, str]] = field(default_factory=list)
+    What is undefined for one reason in many places is one line: ten thousand cases may well lack a voxel Dice.
+    """
+
+    _places: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    _numbers: dict[tuple[str, str], int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, summary: Mapping[str, Any]) -> Notes:
         """Start with the lines of the evaluation."""
-        return cls([{key: str(line[key]) for key in ("what", "where", "why")} for line in summary["undefined"]])
+        notes = cls()
+        for line in summary["undefined"]:
+            notes.add(str(line["what"]), str(line["where"]), str(line["why"]))
+        return notes
+
+    @property
+    def lines(self) -> list[dict[str, str]]:
+        """What, where and why, in the order of the numbers, which start at 1."""
+        return [{"what": what, "where": _some(places), "why": why} for (what, why), places in self._places.items()]
+
+    def add(self, what: str, where: str, why: str) -> None:
+        """Note that something is undefined; of two reasons for the same thing the first is pointed to."""
+        if (what, why) not in self._places:
+            self._places[what, why] = []
+        self._places[what, why].append(where)
+        if (what, where) not in self._numbers:
+            self._numbers[what, where] = list(self._places).index((what, why)) + 1
 
     def show(self, text: str | None, what: str, where: str) -> Shown:
         """Show `text`, or for None 'undefined' with the number of its reason."""
         if text is not None:
             return Shown(text)
-        for position, line in enumerate(self.lines, start=1):
-            if line["what"] == what and line["where"] == where:
-                return Shown("undefined", position)
-        why = REASONS_IN_ROWS.get(what, "the evaluation gives no reason")
-        self.lines.append({"what": what, "where": where, "why": why})
-        return Shown("undefined", len(self.lines))
+        if (what, where) not in self._numbers:
+            self.add(what, where, REASONS_IN_ROWS.get(what, "the evaluation gives no reason"))
+        return Shown("undefined", self._numbers[what, where])
+
+
+def _some(places: Sequence[str]) -> str:
+    if len(places) <= NUM_PLACES:
+        return "; ".join(places)
+    return f"{'; '.join(places[:NUM_PLACES])} and {count(len(places) - NUM_PLACES, 'more', 'more')}"
 
 
 def records_of(evaluation: SupportsEvaluation | str | Path) -> Records:
@@ -138,9 +251,9 @@ def records_of(evaluation: SupportsEvaluation | str | Path) -> Records:
         return read_records(Path(evaluation))
     return Records(
         summary=plain(evaluation.to_dict()),
-        cases=plain(list(evaluation.cases)),
-        lesions=plain(list(evaluation.lesions)),
-        candidates=plain(list(evaluation.candidates)),
+        cases=evaluation.cases,
+        lesions=evaluation.lesions,
+        candidates=evaluation.candidates,
     )
 
 
@@ -225,6 +338,35 @@ def count(amount: int, one: str, many: str | None = None) -> str:
     return f"{amount:,} {one if amount == 1 else many or one + 's'}".replace(",", "\u202f")
 
 
+def rate(value: float | None) -> str | None:
+    """Write a rate of false candidates with two digits that count, such as 0.9, 0.04 and 12."""
+    if value is None or not math.isfinite(value):
+        return None
+    return f"{value:.2g}" if value < 99.5 else number(value, 0)
+
+
+def interval(of: Mapping[str, Any], text: Callable[[float | None], str | None]) -> str:
+    """Write '76 % to 98 %', or nothing where there is no interval."""
+    low, high = text(of.get("low")), text(of.get("high"))
+    return f"{low} to {high}" if low and high else ""
+
+
+def answer(summary: Mapping[str, Any]) -> str:
+    """Say in one sentence how many lesions were found, at how many false candidates."""
+    found = summary["lesion_sensitivity"]
+    false = rate(summary["false_positives_per_case"]["value"])
+    false_words = f"{false} false positives per case" if false else "an undefined number of false positives per case"
+    share = percent(found["value"])
+    if share is None:
+        return f"There is no lesion to find; {false_words}."
+    brackets = [share]
+    if found["low"] is not None and found["high"] is not None:
+        low, high = str(percent(found["low"])).removesuffix("\u00a0%"), percent(found["high"])
+        brackets.append(f"{percent(found['level'])} interval {low} to {high}")
+    counts = f"{summary['num_detected_lesions']} of {count(summary['num_lesions'], 'lesion')} found"
+    return f"{counts} ({', '.join(brackets)}) at {false_words}."
+
+
 def sensitivity_words(rate: Mapping[str, Any]) -> str:
     """Say what the interval of the lesion sensitivity means."""
     low, high = percent(rate["low"]), percent(rate["high"])
@@ -251,7 +393,7 @@ def protocol_rows(protocol: Mapping[str, Any]) -> list[dict[str, str]]:
             "key": key,
             "label": PROTOCOL.get(key, key),
             "value": _protocol_text(value),
-            "words": CHOICES.get((key, str(value)), ""),
+            "words": CHOICES.get((key, _protocol_text(value)), ""),
         }
         for key, value in protocol.items()
     ]
@@ -261,7 +403,10 @@ def hit_rule_words(protocol: Mapping[str, Any]) -> str:
     """Say in one or two sentences when a lesion counts as found and what a second candidate on it is."""
     rule = str(protocol["hit_rule"])
     words = CHOICES.get(("hit_rule", rule), f"{rule}.")
-    if protocol.get("duplicates") == "false":
+    if protocol.get("hit_threshold"):
+        unit = {"centroid_distance": "\u00a0mm", "centroid_in_radius": " radii"}.get(rule, "")
+        words += f" Asked for: {protocol['hit_threshold']:g}{unit}."
+    if protocol.get("duplicates") == "false" and protocol.get("assignment") != "many_to_many":
         words += " A second candidate on a found lesion counts as false."
     return words
 

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,8 @@ def evaluate_network(
                 protocol=protocol,
             )
         )
-    return evaluate_cases(results, protocol)
+    # The choice of an epoch asks for no interval.
+    return evaluate_cases(results, replace(protocol, num_resamples=0))
 
 
 def validation_figures(evaluation: Evaluation, rate: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from medfocal.annotations.suspect import (
     suspect_weights,
 )
 from medfocal.errors import DatasetError, GeometryError, InputError
-from medfocal.evaluate.folders import Pair
+from medfocal.evaluate.pairs import Pair
 from medfocal.volume import Volume, read_volume, write_volume
 
 SHAPE = (12, 10, 8)

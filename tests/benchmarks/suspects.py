@@ -33,7 +33,7 @@ from medfocal.annotations.suspect import (
 )
 from medfocal.components import find_components
 from medfocal.data.manifest import Case, read_manifest
-from medfocal.evaluate.folders import Pair
+from medfocal.evaluate.pairs import Pair
 from medfocal.volume import read_labels, write_volume
 
 ROOT = Path(__file__).resolve().parents[2]

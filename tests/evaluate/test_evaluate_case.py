@@ -4,6 +4,7 @@ from lesion_cases import AFFINE, LESION_CASES, SHAPE, bar, fill
 
 from medfocal.errors import GeometryError, InputError
 from medfocal.evaluate import Protocol, evaluate_case
+from medfocal.evaluate.judge import Verdict, judge
 
 
 def evaluate(lesions, candidates, **arguments):
@@ -13,30 +14,64 @@ def evaluate(lesions, candidates, **arguments):
 
 @pytest.mark.parametrize("case", LESION_CASES, ids=lambda case: case.name)
 def test_mask_finds_as_many_lesions_as_the_probability_map_it_was_drawn_from(case):
-    mask = evaluate_case(case.reference, case.probability > 0, AFFINE, case="one")
-    assert sum(lesion.candidate is not None for lesion in mask.lesions) == len(case.pairs)
-    assert sum(candidate.lesion is None for candidate in mask.candidates) == case.num_false
-    assert {candidate.confidence for candidate in mask.candidates} <= {1.0}
+    mask = judge(evaluate_case(case.reference, case.probability > 0, AFFINE, case="one"), Protocol())
+    assert (mask.lesion_candidate > 0).sum() == len(case.pairs)
+    assert (mask.candidate_verdict == Verdict.FALSE).sum() == case.num_false
+    assert set(mask.table.candidates.confidence) <= {1.0}
+    assert mask.table.is_mask
 
 
-def test_lesion_carries_its_size_place_and_the_candidate_that_finds_it():
-    (lesion,) = evaluate([bar(1, 5)], [(bar(4, 7), 0.7), (((0, 1), (0, 1), (7, 8)), 0.9)]).lesions
-    assert (lesion.part.number, lesion.part.num_voxels) == (1, 16)
-    assert lesion.part.volume_ml == pytest.approx(0.024)  # 16 voxels of 1.5 mm3
-    assert lesion.part.centroid_voxel == (2.5, 3.5, 2.5)
-    assert lesion.part.centroid_mm == pytest.approx((18.75, -3.5, 11.5))
-    assert (lesion.candidate, lesion.overlap_voxels, lesion.confidence) == (2, 4, 0.7)
+def test_table_holds_sizes_places_and_what_lesions_share_with_candidates():
+    table = evaluate([bar(1, 5)], [(bar(4, 7), 0.7), (((0, 1), (0, 1), (7, 8)), 0.9)])
+    assert table.lesions.num_voxels.tolist() == [16]
+    assert table.lesions.volume_ml == pytest.approx([0.024])  # 16 voxels of 1.5 mm3
+    assert table.lesions.centroid_voxel.tolist() == [[2.5, 3.5, 2.5]]
+    assert table.lesions.centroid_mm == pytest.approx(np.array([[18.75, -3.5, 11.5]]))
+    assert table.candidates.confidence.tolist() == [0.9, 0.7]
+    overlaps = table.overlaps
+    assert (overlaps.lesion.tolist(), overlaps.candidate.tolist(), overlaps.num_voxels.tolist()) == ([1], [2], [4])
+    assert not table.is_mask
 
 
-def test_candidate_carries_its_lesion_and_all_its_voxels_on_the_reference():
-    (candidate,) = evaluate([bar(1, 3), bar(5, 8)], [(bar(2, 8), 0.7)]).candidates
-    assert (candidate.lesion, candidate.overlap_voxels, candidate.reference_voxels) == (2, 12, 16)
+def test_diameters_are_from_corner_to_corner():
+    """bar(1, 5): 4 voxels of 0.5 mm, 2 of 1 mm and 2 slices of 3 mm."""
+    table = evaluate([bar(1, 5)], [])
+    assert table.lesions.longest_diameter_mm == pytest.approx([np.sqrt(2**2 + 2**2 + 6**2)])
+    assert table.lesions.axial_diameter_mm == pytest.approx([np.sqrt(2**2 + 2**2)])
 
 
-def test_missed_lesion_has_no_candidate_and_no_confidence():
-    (lesion,) = evaluate([bar(1, 3)], []).lesions
-    assert (lesion.candidate, lesion.overlap_voxels) == (None, 0)
-    assert np.isnan(lesion.confidence)
+def test_point_of_a_candidate_tells_the_lesion_it_lies_in():
+    prediction = fill([(bar(2, 5), 0.5), (bar(3, 4), 0.9), (bar(8, 9), 0.3)])
+    table = evaluate_case(fill([(bar(3, 4), 1)]) != 0, prediction, AFFINE, case="one")
+    assert table.candidate_point_lesion.tolist() == [1, 0]
+
+
+def test_region_to_be_ignored_is_counted_for_parts_and_pairs_and_left_out_of_the_scanned_volume():
+    """bar(1, 5) and bar(3, 7) share i 3 and 4; the region covers i 0 to 3."""
+    ignore = np.zeros(SHAPE, bool)
+    ignore[:4] = True
+    table = evaluate([bar(1, 5)], [(bar(3, 7), 0.9)], ignore=ignore)
+    assert table.lesions.ignored_voxels.tolist() == [12]
+    assert table.candidates.ignored_voxels.tolist() == [4]
+    assert table.overlaps.num_voxels.tolist() == [8]
+    assert table.pair_ignored_voxels.tolist() == [4]
+    assert table.scanned_litres == pytest.approx(8 / 12 * 960 * 1.5e-6)
+
+
+def test_surfaces_are_measured_if_asked_for():
+    plain = evaluate([bar(1, 5)], [(bar(1, 5), 0.9)])
+    assert plain.pair_surface is None
+    assert plain.surface == {}
+    table = evaluate([bar(1, 5)], [(bar(1, 5), 0.9)], surface=True)
+    assert table.surface == {"hd95_mm": 0, "hd95_pooled_mm": 0, "assd_mm": 0, "masd_mm": 0, "nsd": 1}
+    assert table.pair_surface.tolist() == [[0, 0, 0, 0, 1]]
+
+
+def test_surface_of_the_case_is_of_the_candidates_that_count():
+    candidates = [(bar(1, 5), 0.9), (bar(8, 10), 0.4)]
+    far = evaluate([bar(1, 5)], candidates, surface=True, protocol=Protocol(threshold=0.4))
+    near = evaluate([bar(1, 5)], candidates, surface=True, protocol=Protocol(threshold=0.5))
+    assert near.surface["hd95_mm"] == 0 < far.surface["hd95_mm"]
 
 
 def test_scanned_volume_is_the_whole_grid():
@@ -56,18 +91,17 @@ def test_any_label_but_0_is_lesion_and_touching_labels_are_one_lesion():
 
 @pytest.mark.parametrize("value", [1, 255, 0.99999997, 1.0000001])
 def test_float_array_of_whole_numbers_is_a_mask(value):
-    (candidate,) = evaluate([], [(bar(1, 3), value)]).candidates
-    assert candidate.confidence == 1
+    assert evaluate([], [(bar(1, 3), value)]).candidates.confidence.tolist() == [1]
 
 
 def test_float_array_with_a_fraction_is_a_probability_map():
     result = evaluate([], [(bar(1, 3), 1.0), (bar(6, 8), 0.25)])
-    assert [candidate.confidence for candidate in result.candidates] == [1, 0.25]
+    assert result.candidates.confidence.tolist() == [1, 0.25]
 
 
 def test_rounding_beyond_the_ends_of_0_to_1_is_no_error():
     result = evaluate([], [(bar(1, 3), 1.00001), (bar(6, 8), 0.25), (bar(9, 10), -1e-6)])
-    assert [candidate.confidence for candidate in result.candidates] == [1, 0.25]
+    assert result.candidates.confidence.tolist() == [1, 0.25]
 
 
 def test_connectivity_of_the_protocol_holds_for_lesions_and_candidates():
@@ -78,8 +112,8 @@ def test_connectivity_of_the_protocol_holds_for_lesions_and_candidates():
 
 def test_floor_and_extent_of_the_protocol_hold_for_candidates():
     candidates = [(bar(1, 3), 0.8), (bar(3, 4), 0.5), (bar(8, 9), 0.2)]
-    (candidate,) = evaluate([], candidates, protocol=Protocol(floor=0.3, extent_ratio=0.8)).candidates
-    assert candidate.part.num_voxels == 8
+    found = evaluate([], candidates, protocol=Protocol(floor=0.3, extent_ratio=0.8)).candidates
+    assert found.num_voxels.tolist() == [8]
 
 
 def test_different_shapes_are_refused_with_both():

@@ -8,7 +8,7 @@ from lesion_cases import AFFINE, bar, fill
 
 from medfocal.errors import ConfigError, DatasetError, GeometryError, InputError
 from medfocal.evaluate import Protocol, evaluate_files
-from medfocal.evaluate.folders import find_pairs
+from medfocal.evaluate.pairs import find_pairs
 from medfocal.volume import Volume, write_volume
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

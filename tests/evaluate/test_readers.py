@@ -17,10 +17,12 @@ from medfocal.evaluate import (
     compare_readers,
     evaluate_case,
     evaluate_cases,
+    evaluate_measured,
     find_readers,
+    measure_pairs,
     write_evaluation,
 )
-from medfocal.evaluate.folders import Pair, evaluate_pairs, find_pairs
+from medfocal.evaluate.pairs import Pair, find_pairs
 from medfocal.evaluate.readers import fuse, readers_of_annotations, write_fused
 from medfocal.volume import Volume, read_labels, write_volume
 
@@ -182,7 +184,7 @@ def test_fused_marks_are_written_as_the_reference_on_the_grid_of_the_readers(stu
     assert not written["b"].array.any()
     assert np.array_equal(written["c"].array, fill([(FIRST, 1)]))
     assert np.allclose(written["a"].affine, AFFINE)
-    evaluation = evaluate_pairs(pairs)
+    evaluation = evaluate_measured(measure_pairs(pairs))
     by_all = of(compare_readers(pairs, readers), "model_against_all")
     assert evaluation.lesion_sensitivity.value == by_all.lesion_sensitivity.value == 1 / 2
 

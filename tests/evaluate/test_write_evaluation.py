@@ -25,37 +25,59 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
+RATES = (
+    "lesion_sensitivity",
+    "lesion_sensitivity_macro",
+    "lesion_precision",
+    "lesion_f1",
+    "false_positives_per_case",
+    "false_positives_per_lesion_free_case",
+    "false_positives_per_litre",
+    "wafroc",
+    "wafroc1",
+    "free_response_ap",
+    "case_auroc",
+    "case_ap",
+    "case_sensitivity",
+    "case_specificity",
+    "recognition_quality",
+    "segmentation_quality",
+    "panoptic_quality",
+)
+COUNTS = (
+    "num_cases",
+    "num_patients",
+    "num_lesion_free_cases",
+    "num_lesions",
+    "num_detected_lesions",
+    "num_ignored_lesions",
+    "num_candidates",
+    "num_true_candidates",
+    "num_false_candidates",
+    "num_double_candidates",
+    "num_ignored_candidates",
+    "num_split_lesions",
+    "num_merging_candidates",
+)
+OTHERS = (
+    *("protocol", "claim", "by_size", "froc", "hit_rule_curves", "calibration", "voxel_dice", "volume_difference_ml"),
+    *("mean_absolute_volume_difference_ml", "surface", "published", "missing", "failed", "warnings", "undefined"),
+)
+
+
 def test_json_holds_the_keys_that_scripts_rely_on(evaluation, tmp_path):
     write_evaluation(evaluation, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-    assert list(written) == [
-        "protocol",
-        "num_cases",
-        "num_patients",
-        "num_lesions",
-        "num_detected_lesions",
-        "num_candidates",
-        "num_true_candidates",
-        "num_false_candidates",
-        "num_ignored_lesions",
-        "lesion_sensitivity",
-        "lesion_sensitivity_macro",
-        "lesion_precision",
-        "lesion_f1",
-        "false_positives_per_case",
-        "false_positives_per_litre",
-        "froc",
-        "voxel_dice",
-        "undefined",
-    ]
+    assert set(written) == {*RATES, *COUNTS, *OTHERS}
     rate = ["value", "low", "high", "level", "method", "numerator", "denominator", "num_patients", "deff"]
-    assert all(list(written[name]) == rate for name in list(written)[9:15])
-    assert list(written["froc"]) == ["points", "cpm", "curve"]
-    point = ["false_positives_per_case", "lesion_sensitivity", "threshold", "reached"]
+    assert all(list(written[name]) == rate for name in RATES)
+    assert list(written["froc"]) == ["points", "cpm", "cpm_low", "cpm_high", "method", "curve", "band"]
+    point = ["false_positives_per_case", "lesion_sensitivity", "threshold", "reached", "low", "high"]
     assert all(list(read) == point for read in written["froc"]["points"])
     columns = ["threshold", "false_positives_per_case", "lesion_sensitivity"]
     assert all(list(read) == columns for read in written["froc"]["curve"])
-    assert list(written["voxel_dice"]) == ["mean", "median", "num_cases", "num_undefined"]
+    dice = ["mean", "median", "low", "high", "level", "method", "num_cases", "num_undefined", "num_patients"]
+    assert list(written["voxel_dice"]) == dice
 
 
 def test_json_says_what_the_evaluation_says(evaluation, tmp_path):
@@ -63,12 +85,9 @@ def test_json_says_what_the_evaluation_says(evaluation, tmp_path):
     written = json.loads((tmp_path / "evaluation.json").read_text())
     assert (written["num_cases"], written["num_lesions"], written["num_detected_lesions"]) == (2, 2, 1)
     assert written["lesion_sensitivity"]["value"] == 0.5
-    assert written["froc"]["points"][2] == {
-        "false_positives_per_case": 0.5,
-        "lesion_sensitivity": 0.5,
-        "threshold": 0.25,
-        "reached": True,
-    }
+    point = written["froc"]["points"][2]
+    assert (point["false_positives_per_case"], point["lesion_sensitivity"]) == (0.5, 0.5)
+    assert (point["threshold"], point["reached"]) == (0.25, True)
 
 
 def test_undefined_is_null_in_json_and_listed_with_its_reason(tmp_path):
@@ -84,15 +103,20 @@ def test_undefined_is_null_in_json_and_listed_with_its_reason(tmp_path):
 
 
 def test_every_null_in_json_has_a_line_in_undefined(tmp_path):
-    """Where a figure is null a line names it, by the first word of its `what`."""
+    """Where a figure is null a line names it, by the first word of its `what`.
+
+    Figures that are no quotient have no numerator, denominator and design effect, and the last stratum has no end.
+    """
     empty = np.zeros((12, 10, 8), bool)
     write_evaluation(evaluate_cases([evaluate_case(empty, empty, AFFINE, case="b")]), tmp_path)
     written = json.loads((tmp_path / "evaluation.json").read_text())
-    named = {line["what"].split(":")[0] for line in written["undefined"]}
+    named = {name.strip() for line in written["undefined"] for name in line["what"].split(":")[0].split(",")}
+    without = {"numerator", "denominator", "deff"}
 
     def has_null(value):
         if isinstance(value, dict):
-            return any(map(has_null, value.values()))
+            ends = {"high"} if "measure" in value else set()
+            return any(has_null(item) for name, item in value.items() if name not in without | ends)
         if isinstance(value, list):
             return any(map(has_null, value))
         return value is None
@@ -103,18 +127,12 @@ def test_every_null_in_json_has_a_line_in_undefined(tmp_path):
 def test_cases_csv_has_a_row_for_each_case(evaluation, tmp_path):
     write_evaluation(evaluation, tmp_path)
     first, second = rows(tmp_path / "cases.csv")
-    assert list(first) == [
-        "case",
-        "patient",
-        "num_lesions",
-        "num_detected_lesions",
-        "num_candidates",
-        "num_true_candidates",
-        "num_false_candidates",
-        "voxel_dice",
-        "reference_volume_ml",
-        "predicted_volume_ml",
-    ]
+    assert ",".join(first) == (
+        "case,patient,num_lesions,num_detected_lesions,num_ignored_lesions,num_candidates,num_true_candidates,"
+        "num_false_candidates,num_double_candidates,num_ignored_candidates,num_split_lesions,num_merging_candidates,"
+        "voxel_dice,reference_volume_ml,predicted_volume_ml,volume_difference_ml,"
+        "hd95_mm,hd95_pooled_mm,assd_mm,masd_mm,nsd"
+    )
     assert (first["case"], first["patient"], second["patient"]) == ("a", "p1", "b")
     # 8 + 12 voxels of 1.5 mm3 in the reference, 8 in the candidate that counts, 4 of them shared.
     assert float(first["reference_volume_ml"]) == pytest.approx(0.03)
@@ -127,8 +145,9 @@ def test_lesions_csv_has_a_row_for_each_lesion(evaluation, tmp_path):
     write_evaluation(evaluation, tmp_path)
     found, missed = rows(tmp_path / "lesions.csv")
     assert ",".join(found) == (
-        "case,patient,lesion,num_voxels,volume_ml,equivalent_diameter_mm,i,j,k,x_mm,y_mm,z_mm,detected,candidate,"
-        "overlap_voxels,confidence"
+        "case,patient,lesion,num_voxels,volume_ml,equivalent_diameter_mm,longest_diameter_mm,axial_diameter_mm,"
+        "i,j,k,x_mm,y_mm,z_mm,ignored,detected,candidate,num_hits,overlap_voxels,iou,dice,confidence,"
+        "hd95_mm,hd95_pooled_mm,assd_mm,masd_mm,nsd"
     )
     assert (found["detected"], found["candidate"], found["overlap_voxels"], found["confidence"]) == (
         "true",
@@ -146,11 +165,12 @@ def test_candidates_csv_has_a_row_for_each_candidate_those_below_the_threshold_t
     write_evaluation(evaluation, tmp_path)
     true, false = rows(tmp_path / "candidates.csv")
     assert ",".join(true) == (
-        "case,patient,candidate,confidence,above_threshold,true,lesion,overlap_voxels,num_voxels,volume_ml,"
-        "equivalent_diameter_mm,i,j,k,x_mm,y_mm,z_mm"
+        "case,patient,candidate,confidence,above_threshold,verdict,lesion,num_hits,overlap_voxels,num_voxels,volume_ml,"
+        "equivalent_diameter_mm,longest_diameter_mm,axial_diameter_mm,i,j,k,x_mm,y_mm,z_mm"
     )
-    assert (true["confidence"], true["above_threshold"], true["true"], true["lesion"]) == ("0.75", "true", "true", "1")
-    assert (false["above_threshold"], false["true"], false["lesion"]) == ("false", "false", "")
+    assert (true["confidence"], true["above_threshold"], true["verdict"]) == ("0.75", "true", "true")
+    assert (true["lesion"], true["num_hits"]) == ("1", "1")
+    assert (false["above_threshold"], false["verdict"], false["lesion"]) == ("false", "false", "")
 
 
 def test_tables_without_rows_keep_their_columns(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from lesion_cases import AFFINE, bar, fill
 
 from medfocal.evaluate import Reader, compare_readers, evaluate_case, evaluate_cases, write_evaluation
-from medfocal.evaluate.folders import Pair
+from medfocal.evaluate.pairs import Pair
 from medfocal.files import plain
 from medfocal.report import write_report
 from medfocal.report.readers import draw_readers, reader_lines

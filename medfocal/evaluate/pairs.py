@@ -1,22 +1,21 @@
-"""Evaluating files: which prediction belongs to which reference, and whether they share a grid."""
+"""Which prediction belongs to which reference."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from medfocal.errors import ConfigError, DatasetError, GeometryError, InputError
-from medfocal.evaluate.cases import CaseResult, evaluate_case
-from medfocal.evaluate.pooled import evaluate_cases
-from medfocal.evaluate.protocols import ANY_OVERLAP, Protocol
-from medfocal.evaluate.results import Evaluation
-from medfocal.progress import track
-from medfocal.volume import IMAGE_ENDINGS, is_volume, read_labels, read_volume, volume_name
+from medfocal.errors import ConfigError, DatasetError, InputError
+from medfocal.volume import IMAGE_ENDINGS, is_volume, volume_name
 
 # What a file of a case may be called besides the case: `sub-01_mask.nii.gz` is of case sub-01.
 NAME_TAILS = ("_mask", "_probability", "_label")
+Missing = Literal["error", "empty"]
+Extra = Literal["error", "skip"]
+
 # How many files a message names before it only counts the others.
 NUM_NAMED = 10
 
@@ -29,50 +28,15 @@ class Pair:
         case: Name of the case.
         patient: Name of the patient.
         reference: File of the reference.
-        prediction: File of the prediction.
+        prediction: File of the prediction; None if there is none and that counts as nothing found.
+        ignore: Mask of the region where nothing is right or wrong, if there is one.
     """
 
     case: str
     patient: str
     reference: Path
-    prediction: Path
-
-
-def evaluate_files(
-    reference: Path | None,
-    prediction: Path | None,
-    *,
-    manifest: Path | None = None,
-    protocol: Protocol = ANY_OVERLAP,
-) -> Evaluation:
-    """Evaluate the predictions of a folder against the references of another.
-
-    Args:
-        reference: Folder of label maps, one file, or a pattern such as `folder/*_label.nii.gz`. Any label but 0 is
-            lesion.
-        prediction: Folder of masks or probability maps, one file, or a pattern. Two files are paired whatever their
-            names; else files of one case are, the case being the file name without the image ending and
-            `_mask`, `_probability` or `_label`.
-        manifest: CSV with the columns `case` and, where wanted, `patient`, `reference` and `prediction` (paths
-            relative to the CSV). With the last two it names all files, and `reference` and `prediction` are
-            None. Without it each case is its own patient.
-        protocol: The rules.
-
-    Returns:
-        The evaluation.
-
-    Raises:
-        ConfigError: The files are named twice, by arguments and by the manifest, or not at all.
-        DatasetError: There is no case, or reference and prediction don't pair one to one.
-        GeometryError: Reference and prediction of a case lie on different grids.
-        InputError: A file is missing, unreadable, or its values make no sense.
-    """
-    return evaluate_pairs(find_pairs(reference, prediction, manifest=manifest), protocol)
-
-
-def evaluate_pairs(pairs: Sequence[Pair], protocol: Protocol = ANY_OVERLAP) -> Evaluation:
-    """Evaluate what `find_pairs` found; errors as of `evaluate_files`."""
-    return evaluate_cases([_evaluate_pair(pair, protocol) for pair in track(pairs, "evaluate")], protocol)
+    prediction: Path | None
+    ignore: Path | None = None
 
 
 def find_pairs(
@@ -80,18 +44,33 @@ def find_pairs(
     prediction: Path | None,
     *,
     manifest: Path | None = None,
+    ignore: Path | None = None,
+    missing: Missing = "error",
+    extra: Extra = "error",
     fused: Path | None = None,
 ) -> list[Pair]:
-    """Pair the files of `evaluate_files`, by case name; nothing is read but the manifest.
+    """Pair files by case name; nothing is read but the manifest.
 
     Args:
-        reference: As of `evaluate_files`.
-        prediction: As of `evaluate_files`.
-        manifest: As of `evaluate_files`.
+        reference: Folder of label maps, one file, or a pattern such as `folder/*_label.nii.gz`.
+        prediction: Folder of masks or probability maps, one file, or a pattern. Two files are paired whatever their
+            names; else files of one case are, the case being the file name without the image ending and
+            `_mask`, `_probability` or `_label`.
+        manifest: CSV with the columns `case` and, where wanted, `patient`, `reference` and `prediction` (paths
+            relative to the CSV), and `ignore`. With both paths it names all files, and `reference` and `prediction` are
+            None. Without it each case is its own patient. Under missing="empty" a prediction may be left out.
+        ignore: Folder, file or pattern of masks where nothing is right or wrong; a case need not have one.
+        missing: What a reference without a prediction is: an "error", or "empty", nothing found.
+        extra: What a prediction without a reference is: an "error", or "skip", left out.
         fused: Folder that will hold a reference of each prediction, `<case>.nii.gz`, where none is given otherwise.
+
+    Raises:
+        ConfigError: The files are named twice, by arguments and by the manifest, or not at all.
+        DatasetError: There is no case, or reference and prediction don't pair one to one.
+        InputError: The manifest or a folder cannot be read.
     """
-    rows = _read_manifest(Path(manifest)) if manifest is not None else None
-    if rows is not None and all(row.reference and row.prediction for row in rows):
+    rows = _read_manifest(Path(manifest), missing) if manifest is not None else None
+    if rows is not None and rows[0].reference:
         if reference is not None or prediction is not None:
             message = (
                 f"'{manifest}' names references and predictions, but '{reference}' and '{prediction}' are given too."
@@ -99,61 +78,78 @@ def find_pairs(
             )
             raise ConfigError(message)
         folder = Path(str(manifest)).parent
-        return [Pair(row.case, row.patient, folder / row.reference, folder / row.prediction) for row in rows]
+        pairs = [
+            Pair(
+                row.case,
+                row.patient,
+                folder / row.reference,
+                folder / row.prediction if row.prediction else None,
+                folder / row.ignore if row.ignore else None,
+            )
+            for row in rows
+        ]
+        return _with_ignored(pairs, ignore)
     if prediction is None or (reference is None and fused is None):
         message = "a reference and a prediction are needed, or a manifest with the columns reference and prediction"
         raise ConfigError(message)
+    files: dict[str, tuple[Path, Path | None]]
     if reference is not None:
-        files = _pair_names(Path(reference), Path(prediction))
+        files = _pair_names(Path(reference), Path(prediction), missing, extra)
     else:
         assert fused is not None
         predictions = find_files(Path(prediction), "prediction")
         files = {case: (fused / f"{case}.nii.gz", file) for case, file in predictions.items()}
     patients = {row.case: row.patient for row in rows} if rows is not None else {case: case for case in files}
     _check_patients(list(files), patients, manifest)
-    return [Pair(case, patients[case], *files[case]) for case in sorted(files)]
+    return _with_ignored([Pair(case, patients[case], *files[case]) for case in sorted(files)], ignore)
 
 
-def _evaluate_pair(pair: Pair, protocol: Protocol) -> CaseResult:
-    reference, prediction = read_labels(pair.reference), read_volume(pair.prediction)
-    if not reference.same_grid(prediction):
+def _with_ignored(pairs: list[Pair], ignore: Path | None) -> list[Pair]:
+    if ignore is None:
+        return pairs
+    cases = {pair.case for pair in pairs}
+    if ignore.is_file() and len(pairs) == 1:
+        return [replace(pairs[0], ignore=ignore)]
+    files = find_files(ignore, "region to be ignored")
+    strange = sorted(files.keys() - cases)
+    if strange:
         message = (
-            f"case '{pair.case}': the grids of '{pair.reference}' and '{pair.prediction}' differ:"
-            f" {reference.grid_difference(prediction)}. Resample the prediction onto the grid of the reference."
+            f"{len(strange)} of {len(files)} regions to be ignored in '{ignore}' are of no case:"
+            f" {some(files[case].name for case in strange)}. Remove them, or name them after the cases."
         )
-        raise GeometryError(message)
-    return evaluate_case(
-        reference.array,
-        prediction.array,
-        reference.affine,
-        case=pair.case,
-        patient=pair.patient,
-        protocol=protocol,
-        prediction_name=f"'{pair.prediction}'",
-    )
+        raise DatasetError(message)
+    return [replace(pair, ignore=files.get(pair.case, pair.ignore)) for pair in pairs]
 
 
-def _pair_names(reference: Path, prediction: Path) -> dict[str, tuple[Path, Path]]:
+def _pair_names(
+    reference: Path, prediction: Path, missing: Missing, extra: Extra
+) -> dict[str, tuple[Path, Path | None]]:
     references, predictions = find_files(reference, "reference"), find_files(prediction, "prediction")
     if reference.is_file() and prediction.is_file():
         return dict.fromkeys(references, (reference, prediction))
     lonely = sorted(references.keys() - predictions.keys())
-    if lonely:
+    if lonely and missing == "error":
         message = (
             f"{len(lonely)} of {len(references)} references have no prediction in '{prediction}':"
-            f" {some(references[case].name for case in lonely)}. Predict them, remove the references, or name the"
-            " pairs in a manifest."
+            f" {some(references[case].name for case in lonely)}. Predict them, remove the references, name the"
+            " pairs in a manifest, or let missing=empty count them as nothing found."
+        )
+        raise DatasetError(message)
+    if len(lonely) == len(references):
+        message = (
+            f"none of the {len(references)} references (such as '{references[lonely[0]].name}') has a prediction in"
+            f" '{prediction}': {some(file.name for file in predictions.values())}. Name the files after the cases."
         )
         raise DatasetError(message)
     unknown = sorted(predictions.keys() - references.keys())
-    if unknown:
+    if unknown and extra == "error":
         message = (
             f"{len(unknown)} of {len(predictions)} predictions have no reference in '{reference}':"
-            f" {some(predictions[case].name for case in unknown)}. Add the references, remove the predictions, or name"
-            " the pairs in a manifest."
+            f" {some(predictions[case].name for case in unknown)}. Add the references, remove the predictions, name"
+            " the pairs in a manifest, or let extra=skip leave them out."
         )
         raise DatasetError(message)
-    return {case: (references[case], predictions[case]) for case in references}
+    return {case: (references[case], predictions.get(case)) for case in references}
 
 
 def find_files(
@@ -208,9 +204,10 @@ class _ManifestRow:
     patient: str
     reference: str
     prediction: str
+    ignore: str
 
 
-def _read_manifest(path: Path) -> list[_ManifestRow]:
+def _read_manifest(path: Path, missing: Missing) -> list[_ManifestRow]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
@@ -219,23 +216,24 @@ def _read_manifest(path: Path) -> list[_ManifestRow]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         message = f"the manifest '{path}' cannot be read: {error}"
         raise InputError(message) from error
-    known = {"case", "patient", "reference", "prediction"}
+    known = {"case", "patient", "reference", "prediction", "ignore"}
     if "case" not in columns or set(columns) - known or ("reference" in columns) != ("prediction" in columns):
         message = (
             f"the manifest '{path}' has the columns {', '.join(columns) or 'none'}. It needs 'case' and may have"
-            " 'patient', and 'reference' with 'prediction'."
+            " 'patient', 'reference' with 'prediction', and 'ignore'."
         )
         raise DatasetError(message)
     rows = []
     for line, entry in enumerate(table, start=2):
-        if None in entry or any(not (entry[column] or "").strip() for column in columns):
-            message = f"line {line} of the manifest '{path}' has not one value for each of {', '.join(columns)}"
+        may_lack = {"ignore", "prediction"} if missing == "empty" else {"ignore"}
+        needed = [column for column in columns if column not in may_lack]
+        if None in entry or any(not (entry[column] or "").strip() for column in needed):
+            message = f"line {line} of the manifest '{path}' has not one value for each of {', '.join(needed)}"
             raise DatasetError(message)
-        cells = {column: entry[column].strip() for column in columns}
+        cells = {column: (entry[column] or "").strip() for column in columns}
         case = cells["case"]
-        rows.append(
-            _ManifestRow(case, cells.get("patient", case), cells.get("reference", ""), cells.get("prediction", ""))
-        )
+        paths = [cells.get(name, "") for name in ("reference", "prediction", "ignore")]
+        rows.append(_ManifestRow(case, cells.get("patient", case), *paths))
     cases = [row.case for row in rows]
     double = sorted({case for case in cases if cases.count(case) > 1})
     if double or not rows:

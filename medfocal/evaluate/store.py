@@ -1,0 +1,128 @@
+"""The tables of many cases in one file, a JSON line a case, so that a killed evaluation goes on where it was.
+
+The first line says how the tables were made. Tables made otherwise, of files that changed since, or by another version
+are measured again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from medfocal import __version__
+from medfocal.errors import ResourceError
+from medfocal.evaluate.pairs import Pair
+from medfocal.evaluate.table import CaseTable
+from medfocal.files import make_folder, plain
+
+#: Of the tables' layout; raised when it changes.
+FORMAT = 1
+
+Tables = Mapping[str, CaseTable]
+
+
+class TableStore:
+    """A file of tables that grows by a line a case.
+
+    Args:
+        path: The file; what fits in it is kept, and everything else is dropped.
+        made_by: The settings that tables depend on.
+    """
+
+    def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
+        self._path = Path(path)
+        self._head = {"medfocal_tables": FORMAT, "version": __version__, "made_by": plain(dict(made_by))}
+        self._file: IO[bytes] | None = None
+        self._known: dict[str, tuple[list[Any], dict[str, Any]]] = {}
+
+    def __enter__(self) -> Self:
+        make_folder(self._path.parent)
+        end = self._read()
+        try:
+            self._file = self._path.open("r+b" if end else "wb")
+            self._file.truncate(end)
+            self._file.seek(end)
+            if not end:
+                self._write(self._head)
+        except OSError as error:
+            message = f"cannot write '{self._path}': {error.strerror or error}. Free space or choose another folder."
+            raise ResourceError(message) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def get(self, pair: Pair) -> Tables | None:
+        """Give the tables of a case, if they are of these very files."""
+        stamp, tables = self._known.get(pair.case, (None, {}))
+        if stamp is None or stamp != _stamp(pair):
+            return None
+        try:
+            return {name: CaseTable.from_dict(table) for name, table in tables.items()}
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def add(self, pair: Pair, tables: Tables) -> None:
+        """Append the tables of a case.
+
+        Raises:
+            ResourceError: The disk is full.
+        """
+        self._write(
+            {
+                "case": pair.case,
+                "files": _stamp(pair),
+                "tables": {name: table.to_dict() for name, table in tables.items()},
+            }
+        )
+
+    def _write(self, value: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        line = json.dumps(value, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()  # what is with the system survives the end of this process
+        except OSError as error:
+            message = f"cannot write '{self._path}': {error.strerror or error}. Free space or choose another folder."
+            raise ResourceError(message) from error
+
+    def _read(self) -> int:
+        """Read what fits; gives where the last whole line ends, 0 if the file has to begin anew."""
+        if not self._path.is_file():
+            return 0
+        end = 0
+        try:
+            with self._path.open("rb") as file:
+                for line in file:
+                    value = json.loads(line) if line.endswith(b"\n") else None
+                    if value is None or (end == 0 and value != self._head):
+                        break
+                    if end:
+                        self._known[value["case"]] = (value["files"], value["tables"])
+                    end += len(line)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # what was read until here is whole; the rest is measured again
+        return end
+
+
+def _stamp(pair: Pair) -> list[Any]:
+    """What tells whether the files of a case, or its names, changed."""
+    files: list[Any] = [pair.patient]
+    for path in (pair.reference, pair.prediction, pair.ignore):
+        if path is None:
+            files.append(None)
+            continue
+        place = str(path.absolute())
+        try:
+            state = path.stat()
+        except OSError:
+            files.append([place, None, None])
+        else:
+            files.append([place, state.st_size, state.st_mtime_ns])
+    return files
