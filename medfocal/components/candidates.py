@@ -147,7 +147,7 @@ def _find_hills(
 
 def _by_confidence(
     voxels: NDArray[np.int64],
-    part: NDArray[np.int32],
+    part: NDArray[np.integer[Any]],
     probability: NDArray[Any],
     affine: NDArray[np.float64],
     confidence: Confidence,

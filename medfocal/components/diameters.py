@@ -65,11 +65,13 @@ def _slice_outlines(
         Group of each corner, from 0 by part and slice, and part, slice and the two indices of the corner, (n, 4).
     """
     slices, rows, columns = (shape[axis] for axis in axes)
-    index = np.unravel_index(voxels, shape)
-    s, a, b = (index[axis] for axis in axes)
-    # Two more columns and rows, for corners lie one further than voxels.
-    line = (part.astype(np.int64) * slices + s) * (rows + 1) + a
-    key = np.sort(line * columns + b)
+    # By part, slice, row and column; a row more, for corners lie one further than voxels.
+    key, index = part.astype(np.int64), np.unravel_index(voxels, shape)
+    for axis, side in zip(axes, (slices, rows + 1, columns), strict=True):
+        key *= side
+        key += index[axis]
+    del index
+    key.sort()
     line = key // columns
     first = np.flatnonzero(np.diff(line, prepend=-1))
     last = np.append(first[1:], len(line)) - 1

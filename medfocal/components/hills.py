@@ -93,13 +93,18 @@ def _join(part: NDArray[np.int64], top: NDArray[np.int64], one: NDArray[np.int64
     apart = one != other
     if not apart.any():
         return
-    old, place = np.unique(np.concatenate([one[apart], other[apart]]), return_inverse=True)
-    pairs = (np.ones(len(place) // 2, np.int8), tuple(place.reshape(2, -1)))
-    _, joined = csgraph.connected_components(csr_matrix(pairs, shape=(len(old), len(old))), directed=False)
-    _, first = np.unique(joined, return_index=True)
-    new = old[first][joined]
-    np.minimum.at(top, new, top[old])
+    ends = np.concatenate([one[apart], other[apart]])
+    is_old = np.zeros(len(part), np.bool_)
+    is_old[ends] = True
+    old = np.flatnonzero(is_old)
     renamed = np.arange(len(part))
+    renamed[old] = np.arange(len(old))
+    pairs = (np.ones(len(ends) // 2, np.int8), tuple(renamed[ends].reshape(2, -1)))
+    num_new, joined = csgraph.connected_components(csr_matrix(pairs, shape=(len(old), len(old))), directed=False)
+    lowest = np.empty(num_new, np.int64)
+    lowest[joined[::-1]] = old[::-1]
+    new = lowest[joined]
+    np.minimum.at(top, new, top[old])
     renamed[old] = new
     part[:] = renamed[part]
 

@@ -286,7 +286,7 @@ def check_same_reference(a: Pool, b: Pool, cases: Sequence[str]) -> None:
             values = f"{ours[off[0]]} and {theirs[off[0]]}"
             message = f"case '{cases[off[0]]}': {what} in a and b differ: {values}. Give both the same reference."
             raise DatasetError(message)
-    off = np.flatnonzero((a.lesion_case != b.lesion_case) | (a.lesion_volume_mm3 != b.lesion_volume_mm3))
+    off = np.flatnonzero(a.lesion_volume_mm3 != b.lesion_volume_mm3)
     if off.size:
         volumes = f"{a.lesion_volume_mm3[off[0]]:.6g} and {b.lesion_volume_mm3[off[0]]:.6g} mm3"
         case = cases[a.lesion_case[off[0]]]
@@ -347,6 +347,11 @@ def judge_difference(difference: Difference, *, num_patients: int) -> Verdict:
         if difference.high < 0:
             return "worse"
     return "undecided"
+
+
+def place_of(rate: float) -> str:
+    """Name the place where a figure is read: "1 false positive per case", or "all cases" where the rate is NaN."""
+    return "all cases" if math.isnan(rate) else f"{_count(rate, 'false positive')} per case"
 
 
 Column = tuple[str, float]
@@ -444,17 +449,13 @@ def _same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
 
-def _place(rate: float) -> str:
-    return "all cases" if math.isnan(rate) else f"{_count(rate, 'false positive')} per case"
-
-
 def _count(amount: float, one: str) -> str:
     return f"{amount:g} {one}{'' if amount == 1 else 's'}"
 
 
 def _sentence(primary: Difference, verdict: Verdict, num_lesions: int, num_patients: int, threshold: float) -> str:
     rate = primary.false_positives_per_case
-    where = f"at the threshold {threshold:g}" if math.isnan(rate) else f"at {_place(rate)}"
+    where = f"at the threshold {threshold:g}" if math.isnan(rate) else f"at {place_of(rate)}"
     if math.isnan(primary.difference):
         return f"Undecided: there is no lesion to find {where}."
     by = f"by {_count(num_lesions, 'lesion')} of {_count(num_patients, 'patient')}"
@@ -489,7 +490,7 @@ def _warnings(a: Pool, b: Pool, primary: Difference, num_patients: int) -> list[
     for name, model in (("a", a), ("b", b)):
         if not math.isnan(rate) and model.candidate_confidence.size and math.isinf(threshold_at_rate(model, rate)):
             lines.append(
-                f"No candidate of {name} may count at {_place(rate)}: its surest ones are too often"
+                f"No candidate of {name} may count at {place_of(rate)}: its surest ones are too often"
                 " false. Compare at the threshold, or at a higher rate."
             )
     return lines
@@ -506,7 +507,7 @@ def _undefined(
     reasons = {"wafroc": why_undefined(cases), "wafroc1": why_undefined(cases, false_of_all_cases=True)}
     lines = []
     for difference in differences:
-        where = _place(difference.false_positives_per_case)
+        where = place_of(difference.false_positives_per_case)
         if math.isnan(difference.difference):
             lines.append(Undefined(difference.figure, where, reasons.get(difference.figure, no_lesion)))
         elif math.isnan(difference.low):

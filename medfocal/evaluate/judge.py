@@ -266,7 +266,7 @@ def hit_rule_curve(
             if len(met) != num_hits:  # of two thresholds the same number of hits is the same hits
                 pairs, _, verdict = _decide(table, rule, met, ignored)
                 detected = len(np.unique(pairs.lesion[counts[pairs.candidate - 1]]))
-                num_hits, false = len(met), np.count_nonzero((verdict == Verdict.FALSE) & counts)
+                num_hits, false = len(met), int(np.count_nonzero((verdict == Verdict.FALSE) & counts))
             curve.num_detected[row, column] += detected
             curve.num_false[row, column] += false
     return curve

@@ -112,32 +112,34 @@ def measure_pair(pair: Pair, protocol: Protocol = ANY_OVERLAP, reading: Reading 
         GeometryError: The files lie on different grids.
         InputError: A file is missing, unreadable, or its values make no sense.
     """
-    volume = read_volume(pair.reference, order="K")
-    where = f"case '{pair.case}': the reference '{pair.reference}'"
-    reference = whole_labels(volume.array, where)
-    ignore = _read_ignored(pair, volume)
-    if reading.ignore_value is not None:
-        there = reference == reading.ignore_value
-        reference = np.where(there, reference.dtype.type(0), reference)
-        ignore = there if ignore is None else ignore | there
-    prediction = _read_prediction(pair, volume, reading)
-    groups: dict[str, Sequence[int]] = {WHOLE: []}
-    if reading.classes is not None:
-        groups |= reading.classes
-        groups[WHOLE] = sorted({value for values in reading.classes.values() for value in values})
+    read = _read(pair, reading)
     return {
         name: make_table(
-            _measured(pair, (reference, prediction), volume.affine, protocol, reading, values),
-            volume.affine,
+            _measured(pair, read, protocol, reading, values),
+            read.grid.affine,
             case=pair.case,
             patient=pair.patient,
             protocol=protocol,
-            ignore=ignore,
+            ignore=read.ignore,
             surface=reading.surface,
-            missing=prediction is None,
+            missing=read.prediction is None,
         )
-        for name, values in groups.items()
+        for name, values in _groups(reading).items()
     }
+
+
+def read_masks(pair: Pair, protocol: Protocol, reading: Reading, name: str = WHOLE) -> tuple[Volume, NDArray[np.bool_]]:
+    """Read what `measure_pair` measures: the lesions of a class, and the candidates at the threshold.
+
+    Returns:
+        The mask of the lesions, bool, with its grid; and that of the candidates of confidence `protocol.threshold` or
+        more, bool (I, J, K).
+    """
+    read = _read(pair, reading)
+    measured = _measured(pair, read, protocol, reading, _groups(reading)[name])
+    counted = measured.candidates.confidence >= protocol.threshold
+    kept = np.concatenate([[False], counted])
+    return read.grid.with_array(measured.lesions.labels > 0), np.asarray(kept[measured.candidates.labels])
 
 
 def measure_pairs(
@@ -229,6 +231,33 @@ def _made_by(protocol: Protocol, reading: Reading) -> dict[str, Any]:
     return {"shaping": protocol.shaping(), "reading": asdict(reading), "surface": surface}
 
 
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """The arrays of a case on the grid of its reference."""
+
+    grid: Volume
+    reference: NDArray[Any]
+    prediction: NDArray[Any] | None
+    ignore: NDArray[np.bool_] | None
+
+
+def _read(pair: Pair, reading: Reading) -> _Read:
+    volume = read_volume(pair.reference, order="K")
+    reference = whole_labels(volume.array, f"case '{pair.case}': the reference '{pair.reference}'")
+    ignore = _read_ignored(pair, volume)
+    if reading.ignore_value is not None:
+        there = reference == reading.ignore_value
+        reference = np.where(there, reference.dtype.type(0), reference)
+        ignore = there if ignore is None else ignore | there
+    return _Read(volume, reference, _read_prediction(pair, volume, reading), ignore)
+
+
+def _groups(reading: Reading) -> dict[str, Sequence[int]]:
+    """The label values of all classes together, and of each; none where anything but 0 is lesion."""
+    classes = reading.classes or {}
+    return {WHOLE: sorted({value for values in classes.values() for value in values}), **classes}
+
+
 def _read_prediction(pair: Pair, reference: Volume, reading: Reading) -> NDArray[Any] | None:
     if pair.prediction is None:
         return None
@@ -259,16 +288,9 @@ def _read_ignored(pair: Pair, reference: Volume) -> NDArray[np.bool_] | None:
     return np.asarray(whole_labels(region.array, where) != 0)
 
 
-def _measured(
-    pair: Pair,
-    arrays: tuple[NDArray[Any], NDArray[Any] | None],
-    affine: NDArray[np.float64],
-    protocol: Protocol,
-    reading: Reading,
-    values: Sequence[int],
-) -> Measured:
+def _measured(pair: Pair, read: _Read, protocol: Protocol, reading: Reading, values: Sequence[int]) -> Measured:
     """Find the lesions and candidates of one class; of all where there are no classes."""
-    reference, prediction = arrays
+    reference, prediction, affine = read.reference, read.prediction, read.grid.affine
     where = f"case '{pair.case}': '{pair.prediction}'"
     if values:
         assert reading.classes is not None

@@ -128,7 +128,7 @@ def brats_met_20mm3(outcome: CaseOutcome) -> Figures:
     for size, (lesions, candidates) in {"large": is_large, "small": (~is_large[0], ~is_large[1])}.items():
         num_found = int((counted & found & lesions).sum())
         num_parts = int((counted & lesions).sum()) + int((false & candidates).sum())
-        figures[f"{size}_lesion_wise_dice"] = _ratio(float(dice[counted & lesions].sum()), num_parts)
+        figures[f"{size}_lesion_wise_dice"] = _ratio(float(dice[lesions].sum()), num_parts)
         figures[f"{size}_lesion_f1"] = _ratio(2 * num_found, num_found + num_parts)
     return figures
 

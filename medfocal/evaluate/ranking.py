@@ -22,6 +22,9 @@ from medfocal.evaluate.intervals import Rate, clopper_pearson
 from medfocal.evaluate.pool import Pool
 from medfocal.evaluate.tally import Floats, at, at_or_above, in_parts, levels_of, ratio, total
 
+#: Variance that sums of shares have by rounding alone; that of ten thousand cases of a kind is a thousand times larger.
+ROUNDING = 1e-28
+
 
 def free_response_ap(pool: Pool, weights: ArrayLike) -> Floats:
     """Compute the average precision of candidates for many weightings of the patients.
@@ -100,12 +103,10 @@ def case_auroc(pool: Pool, *, level: float) -> Rate:
         return Rate(math.nan, math.nan, math.nan, level, method, math.nan, math.nan, num_patients, math.nan)
     right_positive, right_negative = ranked_right(positive, negative)
     value = float(right_positive.mean())
-    variance, deff = _auroc_variance(
-        _deviations(right_positive, value), _deviations(right_negative, value), positive_patient, negative_patient
-    )
+    variance, deff = _auroc_variance(right_positive - value, right_negative - value, positive_patient, negative_patient)
     if num_patients < len(positive) + len(negative):
         method = "DeLong for cases that come in patients (Obuchowski 1997), on the logit"
-    if variance > 0:
+    if variance > ROUNDING:
         low, high = _on_logit(value, math.sqrt(variance), level)
     else:
         num_pairs = _disjoint_pairs(positive_patient, negative_patient)
@@ -147,7 +148,7 @@ def case_is_called(pool: Pool, threshold: float) -> NDArray[np.bool_]:
 def split_cases(pool: Pool) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Say which cases have lesions and which have none, bool (cases,); with only ignored lesions they are neither."""
     has_lesions = pool.case_num_lesions > 0
-    return pool.case_is_certain & has_lesions, pool.case_is_certain & ~has_lesions
+    return has_lesions, pool.case_is_certain & ~has_lesions
 
 
 def _average_precision(
@@ -167,12 +168,6 @@ def _average_precision(
         return ratio(np.where(rise > 0, rise * precision, 0.0).sum(axis=0), total(all_patients, weights))
 
     return in_parts(statistic, weights, num_levels=len(levels))
-
-
-def _deviations(shares: Floats, value: float) -> Floats:
-    """Differences from the mean, without the rounding that would give equal shares a variance."""
-    differences = shares - value
-    return np.where(np.abs(differences) < 1e-12, 0.0, differences)
 
 
 def _auroc_variance(

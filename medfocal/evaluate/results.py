@@ -112,6 +112,14 @@ class Surface:
     cases: Mapping[str, Distribution]
     lesions: Mapping[str, Distribution]
 
+    def to_dict(self) -> dict[str, Any]:
+        """Give plain values; what is counted for lesions is called `num_lesions`."""
+        lesions = {name: asdict(found) for name, found in self.lesions.items()}
+        for found in lesions.values():
+            found["num_lesions"] = found.pop("num_cases")
+        cases = {name: asdict(found) for name, found in self.cases.items()}
+        return {"threshold": self.threshold, "tolerance_mm": self.tolerance_mm, "cases": cases, "lesions": lesions}
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:

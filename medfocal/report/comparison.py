@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medfocal.evaluate.compare import Difference, PairedComparison, SizeDifference
+from medfocal.evaluate.compare import Difference, PairedComparison, SizeDifference, place_of
+from medfocal.evaluate.mcnemar import McNemar
 from medfocal.files import atomic_write
 from medfocal.report.figures import Drawing, Theme, draw_figure, dress
 from medfocal.report.page import package_versions, render_page
@@ -144,7 +145,7 @@ def _short(difference: Difference) -> str:
 
 
 def _row(difference: Difference, comparison: PairedComparison, notes: Notes) -> dict[str, Any]:
-    where = _where(difference)
+    where = place_of(difference.false_positives_per_case)
 
     def shown(value: float) -> Shown:
         return notes.show(number(value, 3), difference.figure, where)
@@ -166,34 +167,27 @@ def _row(difference: Difference, comparison: PairedComparison, notes: Notes) -> 
 def _tests(comparison: PairedComparison, notes: Notes) -> list[dict[str, Any]]:
     every = comparison.mcnemar
     shares = (comparison.primary.a, comparison.primary.b)
-    rows = [_test("All lesions", "all lesions", every.num_patients, shares, every, math.nan, notes)]
+    rows = [_test("All lesions", "all lesions", shares, every, notes) | {"p_holm": Shown("")}]
     return rows + [_test_of_size(row, notes) for row in comparison.by_size]
 
 
 def _test_of_size(row: SizeDifference, notes: Notes) -> dict[str, Any]:
     label = f"{row.low:g} to {row.high:g} mm" if math.isfinite(row.high) else f"{row.low:g} mm and more"
     where = f"lesions of {row.low:g} to {row.high:g} mm"
-    return _test(label, where, row.mcnemar.num_patients, (row.a, row.b), row.mcnemar, row.p_holm, notes)
+    of_test = _test(label, where, (row.a, row.b), row.mcnemar, notes)
+    return of_test | {"p_holm": notes.show(_p(row.p_holm), "mcnemar", where)}
 
 
-def _test(
-    label: str, where: str, num_patients: int, shares: Sequence[float], test: Any, p_holm: float, notes: Notes
-) -> dict[str, Any]:
+def _test(label: str, where: str, shares: Sequence[float], test: McNemar, notes: Notes) -> dict[str, Any]:
     return {
         "label": label,
         "num_lesions": test.num_both + test.num_only_a + test.num_only_b + test.num_neither,
-        "num_patients": num_patients,
+        "num_patients": test.num_patients,
         "shares": [notes.show(percent(share), "mcnemar", where) for share in shares],
         "num_only_a": test.num_only_a,
         "num_only_b": test.num_only_b,
         "p": notes.show(_p(test.p), "mcnemar", where),
-        "p_holm": Shown("") if where == "all lesions" else notes.show(_p(p_holm), "mcnemar", where),
     }
-
-
-def _where(difference: Difference) -> str:
-    rate = difference.false_positives_per_case
-    return "all cases" if math.isnan(rate) else f"{rate:g} false positive{'' if rate == 1 else 's'} per case"
 
 
 def _signed(value: float) -> str:

@@ -6,11 +6,12 @@ import base64
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from medfocal.errors import InputError
 from medfocal.files import atomic_write
@@ -172,13 +173,16 @@ def _drawing(size: tuple[float, float], words: str, draw: Callable[[Axes, Theme]
 
 
 def draw_figure(size: tuple[float, float], words: str, draw: Callable[[Figure, Theme], None]) -> Drawing:
-    """Draw a figure of a size in inches for a light and for a dark page; `words` say what it shows."""
-    sources = []
-    for theme in (LIGHT, DARK):
-        figure = _figure(size, theme)
-        draw(figure, theme)
-        sources.append(_svg(figure))
-    return Drawing(sources[0], sources[1], round(size[0] * 96), round(size[1] * 96), words)
+    """Draw a figure of a size in inches for a light and for a dark page; `words` say what it shows.
+
+    It is drawn once, in the colours of the light page; the dark one is the same with its colours exchanged.
+    """
+    figure = _figure(size, LIGHT)
+    draw(figure, LIGHT)
+    light = _svg(figure)
+    exchanged = dict(zip(astuple(LIGHT), astuple(DARK), strict=True))
+    dark = re.sub("|".join(exchanged), lambda found: exchanged[found[0]], light)
+    return Drawing(_data_uri(light), _data_uri(dark), round(size[0] * 96), round(size[1] * 96), words)
 
 
 def _figure(size: tuple[float, float], theme: Theme) -> Figure:
@@ -197,7 +201,11 @@ def _svg(figure: Figure) -> str:
     # Within this block only: the same figure gives the same bytes, and the page's background shines through.
     with mpl.rc_context({"svg.hashsalt": "medfocal", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue().decode("utf-8")
+
+
+def _data_uri(svg: str) -> str:
+    return "data:image/svg+xml;base64," + base64.b64encode(svg.encode()).decode("ascii")
 
 
 def dress(axes: Axes, theme: Theme, title: str, x_label: str, y_label: str) -> None:
@@ -214,9 +222,9 @@ def dress(axes: Axes, theme: Theme, title: str, x_label: str, y_label: str) -> N
         spine.set_color(theme.muted)
 
 
-def _legend(axes: Axes, theme: Theme, place: Literal["best", "lower right"]) -> None:
+def _legend(axes: Axes, theme: Theme) -> None:
     axes.legend(
-        loc=place, fontsize=8, labelcolor=theme.ink, facecolor=theme.paper, edgecolor=theme.grid, framealpha=0.9
+        loc="best", fontsize=8, labelcolor=theme.ink, facecolor=theme.paper, edgecolor=theme.grid, framealpha=0.9
     )
 
 
@@ -238,16 +246,33 @@ def _froc(axes: Axes, summary: Mapping[str, Any], theme: Theme) -> None:
         for point in summary["froc"]["curve"]
         if point["false_positives_per_case"] is not None and point["lesion_sensitivity"] is not None
     ]
+    end = 1.15 * max([*rates, summary["false_positives_per_case"]["value"] or 1.0])
     dress(axes, theme, "FROC", "false candidates per case", "lesion sensitivity")
     if curve:
         _froc_band(axes, summary["froc"]["band"], theme)
-        _froc_curve(axes, curve, points, theme)
+        _froc_curve(axes, visible(curve, end), points, theme)
     if _operating_point(axes, summary, theme) or curve:
-        _legend(axes, theme, "lower right")
+        _legend(axes, theme)
     else:
         _say_empty(axes, theme, "no curve: nothing to find, or nothing proposed")
     # What lies beyond the last rate and the operating threshold interests nobody and would press the rest together.
-    axes.set_xlim(-0.02, 1.15 * max([*rates, summary["false_positives_per_case"]["value"] or 1.0]))
+    axes.set_xlim(-0.02, end)
+
+
+def visible(curve: Sequence[tuple[float, float]], end: float) -> list[tuple[float, float]]:
+    """Leave out corners of a rising curve that no eye tells from the one before, and those beyond `end` but one.
+
+    Ten thousand cases give a hundred thousand corners, which would make the page heavy.
+    """
+    kept: list[tuple[float, float]] = []
+    for corner in curve:
+        beyond = corner[0] > end
+        far = kept and (corner[0] - kept[-1][0] > 0.002 * (1 + kept[-1][0]) or corner[1] - kept[-1][1] > 0.002)
+        if beyond or far or not kept:
+            kept.append(corner)
+        if beyond:
+            break
+    return kept
 
 
 def _froc_band(axes: Axes, band: Sequence[Mapping[str, Any]], theme: Theme) -> None:
@@ -376,7 +401,7 @@ def _validation(axes: Axes, metrics: Metrics, theme: Theme) -> None:
         return
     _all_epochs(axes, metrics)
     _mark_best(axes, metrics, theme, label=True)
-    _legend(axes, theme, "best")
+    _legend(axes, theme)
 
 
 def _all_epochs(axes: Axes, metrics: Metrics) -> None:

@@ -301,6 +301,8 @@ def _measures(summary: Mapping[str, Any], notes: Notes) -> list[dict[str, Any]]:
     rates = dict(summary) | {"cpm": cpm} | {key: calibration[key] for key in ("brier", "d_ece") if key in calibration}
     for key in ("voxel_dice", "volume_difference_ml"):
         rates[key] = rates[key] | {"value": rates[key]["mean"]}
+    absolute = "mean_absolute_volume_difference_ml"
+    rates[absolute] = {"value": summary[absolute]}
     known = [key for key in MEASURES if key in rates]
     others = [
         key for key, rate in rates.items() if key not in MEASURES and isinstance(rate, Mapping) and "value" in rate

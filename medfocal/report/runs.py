@@ -17,12 +17,14 @@ from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.evaluate import Evaluation, Protocol
 from medfocal.evaluate.intervals import Rate
 from medfocal.evaluate.pairs import Pair
+from medfocal.evaluate.results import class_folder
 from medfocal.evaluate.values import find_predicted
 from medfocal.infer.candidates import mask_at
 from medfocal.report.figures import write_curves
 from medfocal.report.page import write_report
 from medfocal.report.pictures import CaseImages
 from medfocal.report.readers import reader_lines
+from medfocal.report.viewer import FOLDER, LIMIT_MB, serve_command
 from medfocal.volume import Volume, is_volume, read_labels, read_volume, resample_nearest, volume_name
 
 if TYPE_CHECKING:
@@ -99,20 +101,43 @@ def find_pictures(images: Path, pairs: Sequence[Pair]) -> dict[str, CaseFiles]:
 
 
 def report_evaluation(
-    evaluation: Evaluation, output: Path, *, pictures: Mapping[str, CaseFiles], max_pictures: int
-) -> None:
-    """Write the report of `medfocal evaluate`, with pictures of the cases in `pictures`."""
-    write_report(
+    evaluation: Evaluation,
+    output: Path,
+    *,
+    pictures: Mapping[str, CaseFiles],
+    max_pictures: int,
+    viewer_limit_mb: float = LIMIT_MB,
+) -> dict[str, Path | str]:
+    """Write the report of `medfocal evaluate`, with pictures of the cases in `pictures`, and one of each class.
+
+    Returns:
+        What to print: where the report is and, if the volumes of its viewer lie beside it, how to look at them.
+    """
+    path = write_report(
         output / "report.html",
         title="Lesion evaluation",
         evaluation=evaluation,
         images=functools.partial(_images, pictures, evaluation.protocol),
         facts={"medfocal": __version__},
         max_pictures=max_pictures,
+        viewer_limit_mb=viewer_limit_mb,
     )
+    for name, found in evaluation.classes.items():
+        write_report(
+            output / class_folder(name) / "report.html",
+            title=f"Lesion evaluation: {name}",
+            evaluation=found,
+            images=lambda _: None,
+            facts={"medfocal": __version__, "Pictures": "in the report of all classes"},
+            max_pictures=max_pictures,
+        )
+    places: dict[str, Path | str] = {"report": path}
+    if (output / FOLDER).is_dir():
+        places["with its viewer"] = f"{serve_command(output)}, then open http://127.0.0.1:8000/report.html"
+    return places
 
 
-def print_table(evaluation: Evaluation, places: Mapping[str, Path], heading: str = "") -> None:
+def print_table(evaluation: Evaluation, places: Mapping[str, Path | str], heading: str = "") -> None:
     """Print the headline figures and where the results lie."""
     e = evaluation
     lesions = f"{e.num_detected_lesions} of {e.num_lesions}"

@@ -48,6 +48,7 @@ MEASURES = {
     "panoptic_quality": "Panoptic quality (PQ)",
     "voxel_dice": "Voxel Dice, mean of cases",
     "volume_difference_ml": "Volume difference, prediction \u2212 reference, mean of cases (ml)",
+    "mean_absolute_volume_difference_ml": "Volume difference without its sign, mean of cases (ml)",
 }
 # The measures above that are shares of 1 and read best as a percentage.
 SHARES = frozenset(
@@ -71,7 +72,8 @@ PROTOCOL = {
     "reference_dilation": "Steps by which lesions are grown",
     "hit_rule": "Hit rule",
     "hit_threshold": "What the hit rule asks for",
-    "outside_share": "Most of the candidates outside of lesions",
+    "outside_share": "Most of a contributing candidate outside of lesions",
+    "contributing_share": "Share of what is covered that candidates are looked at for",
     "small_volume_mm3": "Small lesions are below (mm\u00b3)",
     "small_hit_threshold": "What small lesions are asked for",
     "assignment": "Assignment",
@@ -119,8 +121,8 @@ CHOICES = {
         "A lesion counts as found when a candidate shares at least one voxel with the grown lesion."
     ),
     ("hit_rule", "covered_together"): (
-        "A lesion counts as found when all candidates that overlap it cover enough of it together, and enough of them "
-        "lies inside lesions."
+        "A lesion counts as found when all candidates that overlap it cover enough of it together, and those that "
+        "cover most of it keep to lesions."
     ),
     ("assignment", "one_to_one_surest_first"): (
         "One to one: a candidate finds at most one lesion. As many lesions as possible are found at every threshold, "
@@ -145,6 +147,7 @@ CHOICES = {
     ("min_candidate_volume_mm3", "0"): "No candidate is left out for its volume.",
     ("small_volume_mm3", "0"): "Small lesions are judged like the others.",
     ("outside_share", "1"): "Any share.",
+    ("contributing_share", "1"): "All of it.",
     ("interval", "clopper_pearson"): "Clopper-Pearson on counts divided by the design effect of patients.",
     ("interval", "wilson"): "Wilson on counts divided by the design effect of patients.",
     ("num_resamples", "0"): "What has no interval in closed form has none here.",

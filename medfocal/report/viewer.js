@@ -156,6 +156,7 @@
     state.textContent = "Loading \u2026";
     place.textContent = "";
     delete dialog.dataset.shown;
+    button.focus({ preventScroll: true }); // where the focus returns to, also after a click on a picture
     dialog.showModal();
     loading = loading.then(() => load(wanted));
   };

@@ -6,6 +6,7 @@ import base64
 import gzip
 import importlib.metadata
 import importlib.util
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -154,7 +155,7 @@ class ViewerFiles:
 
 def serve_command(folder: Path) -> str:
     """The command that lets a browser on this machine, and no other, read a report and the volumes beside it."""
-    return f"python -m http.server --bind 127.0.0.1 --directory '{folder}' 8000"
+    return f"python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(folder))} 8000"
 
 
 def remove_volumes(folder: Path) -> None:

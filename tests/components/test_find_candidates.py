@@ -6,6 +6,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from medfocal.components import find_candidates
+from medfocal.components.hills import label_hills, levels_of, number_hills
 
 SHAPE = (12, 10, 8)
 AFFINE = np.array([[-0.5, 0, 0, 20], [0, 1, 0, -7], [0, 0, 3, 4], [0, 0, 0, 1]], float)
@@ -153,6 +154,39 @@ def test_candidates_of_a_smooth_field_are_those_of_a_brute_force_search(seed):
     candidates = find_candidates(probability, AFFINE, **rules)
     assert len(candidates) > 5
     assert voxel_sets(candidates) == brute_force(probability, **rules)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    arrays(np.float32, (7, 5, 4), elements=st.integers(0, 20).map(lambda n: (n / 20) ** 3)),
+    st.sampled_from([0.3, 0.5, 0.7]),
+    st.sampled_from([6, 18, 26]),
+)
+def test_hills_joined_by_runs_are_those_labelled_in_a_box(probability, extent_ratio, connectivity):
+    levels = levels_of(extent_ratio, 0.02)
+    inside = np.flatnonzero(probability >= levels[-1])
+    by_runs = number_hills(inside, probability.ravel()[inside], probability.shape, levels, connectivity)
+    in_box = label_hills(probability, levels, connectivity).ravel()[inside]
+    pairs = np.unique(np.stack([by_runs, in_box]), axis=1)
+    assert pairs.shape[1] == len(np.unique(by_runs)) == len(np.unique(in_box))
+    np.testing.assert_array_equal(by_runs > 0, in_box > 0)
+    assert by_runs.max(initial=0) == len(np.setdiff1d(by_runs, 0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hills_in_an_almost_empty_volume_are_those_of_a_brute_force_search(seed):
+    """Less than 2 % of the volume: runs are joined. The fields touch two of its borders."""
+    field = ndimage.gaussian_filter(np.random.default_rng(seed).standard_normal((20, 16, 12)), 1.2)
+    block = 1 / (1 + np.exp(4 - 8 * field / field.std() / 2))
+    probability = np.zeros((100, 50, 40))
+    place = np.s_[-20:, :16, 9:21]
+    probability[place] = block
+    candidates = find_candidates(probability, AFFINE)
+    inside = np.arange(probability.size).reshape(probability.shape)[place].ravel()
+    expected = brute_force(block, extent_ratio=0.5, floor=0.01, connectivity=26)
+    assert len(candidates) > 5
+    assert voxel_sets(candidates) == {frozenset(inside[sorted(hill)].tolist()) for hill in expected}
+    assert (probability.ravel()[candidates.peak] == candidates.confidence).all()
 
 
 @settings(max_examples=40, deadline=None)

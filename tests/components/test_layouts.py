@@ -68,6 +68,13 @@ def test_positions_are_where_the_array_is_not_zero(shape, dtype, layout):
     np.testing.assert_array_equal(np.sort(voxels), np.flatnonzero(array))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_single_voxel_beyond_the_last_whole_word_is_found(dtype):
+    array = np.zeros((3, 5, 7), dtype)
+    array[-1, -1, -1] = 1
+    assert find_positions(array, Layout.of(array)).tolist() == [104]
+
+
 def test_negative_zero_is_outside_and_nan_inside():
     array = np.zeros(SHAPE, np.float32)
     array[1, 1, 1], array[2, 2, 2] = -0.0, np.nan

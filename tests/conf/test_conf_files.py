@@ -25,6 +25,7 @@ NEEDED = {
     "train": ["data.dataset=d.json"],
     "predict": ["model=m", "input=i", "output=o"],
     "evaluate": ["output=o"],
+    "compare": ["output=o"],
     "phantom": ["output=o"],
     "check": ["data.dataset=d.json"],
     "suspect": ["output=o"],
@@ -36,7 +37,7 @@ SHARED = {"paths": [(verb, "paths") for verb in config.VERBS]}
 # Groups that train has not, or under another name.
 OTHERS = {
     "corruption": [("phantom", "corruption")],
-    "protocol": [("train", "protocol@evaluate"), ("evaluate", "protocol")],
+    "protocol": [("train", "protocol@evaluate"), ("evaluate", "protocol"), ("compare", "protocol")],
 }
 
 

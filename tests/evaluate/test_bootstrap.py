@@ -121,11 +121,20 @@ def test_equal_replicates_give_an_interval_without_width(kind):
 
 
 @pytest.mark.parametrize("value", [-1.0, 101.0])
-def test_a_value_beyond_all_replicates_gives_their_outermost_and_no_nan(value):
-    left_out = np.array([[0.0]] * 9 + [[math.copysign(90, 50 - value)]])
+@pytest.mark.parametrize("outlier", [0.0, 90.0, -90.0])
+def test_a_value_beyond_all_replicates_gives_their_outermost_and_no_nan(value, outlier):
+    left_out = np.array([[0.0]] * 9 + [[outlier]])
     replicates = Replicates(np.array([value]), np.arange(101.0)[:, None], left_out, 10)
     low, high = bootstrap_interval(replicates, level=0.95)
     assert 0 <= low[0] <= high[0] <= 100
+
+
+def test_an_extreme_bias_and_skew_do_not_turn_the_interval_round():
+    """(bias 4.6 + quantile 3.3) * acceleration 1/6 exceeds 1: the upper end is the outermost replicate."""
+    left_out = np.array([[0.0]] * 9999 + [[-1.0]])
+    replicates = Replicates(np.array([200_001.0]), np.arange(200_001.0)[:, None], left_out, 10_000)
+    low, high = bootstrap_interval(replicates, level=0.999)
+    assert low[0] <= high[0] == 200_000
 
 
 def test_undefined_replicates_are_left_out_and_counted():

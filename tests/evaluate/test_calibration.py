@@ -100,6 +100,18 @@ def test_interval_of_d_ece_reaches_towards_0_where_candidates_are_calibrated():
     assert "basic bootstrap" in found.d_ece.method
 
 
+def test_interval_of_d_ece_reaches_the_value_where_chance_alone_makes_it_larger():
+    """Of 20 patients' candidates of b / 10 + .06, 2 b + 1 are true: .01 off in each bin, and resamples far more."""
+    rows = [
+        (patient, place / 10 + 0.06, (7 * patient + 3 * place) % 20 < 2 * place + 1)
+        for patient in range(20)
+        for place in range(10)
+    ]
+    found, _ = measure_calibration(of_candidates(rows), PROTOCOL)
+    assert found.d_ece.value == pytest.approx(0.01)
+    assert (found.d_ece.low, found.d_ece.high) == (0, found.d_ece.value)
+
+
 @pytest.mark.parametrize("shift", [-0.3, 0.3])
 def test_over_and_under_confidence_both_show_in_d_ece(shift):
     """All confidences are .3 off; the interval holds that."""

@@ -22,7 +22,7 @@ from medfocal.evaluate.compare import (
     write_comparison,
 )
 from medfocal.evaluate.mcnemar import clustered_mcnemar, holm
-from medfocal.evaluate.operating_points import sensitivity_at_rates
+from medfocal.evaluate.operating_points import sensitivity_at_rates, threshold_at_rate
 from medfocal.evaluate.protocols import Protocol
 from medfocal.evaluate.wafroc import wafroc
 
@@ -181,6 +181,8 @@ class TestMcNemar:
         found = run(a, b)
         of_a, of_b = (pool.lesion_confidence >= t for pool, t in ((a, found.threshold_a), (b, found.threshold_b)))
         assert found.mcnemar == clustered_mcnemar(of_a, of_b, a.lesion_patient)
+        assert (found.threshold_a, found.threshold_b) == (threshold_at_rate(a, 1.0), threshold_at_rate(b, 1.0))
+        assert found.threshold_a != found.threshold_b
         assert (of_a.mean(), of_b.mean()) == pytest.approx((found.primary.a, found.primary.b))
 
     def test_at_the_threshold_both_models_have_that_of_the_protocol(self):
@@ -204,6 +206,10 @@ class TestMcNemar:
         np.testing.assert_array_equal(
             [row.p_holm for row in found.by_size], holm([row.mcnemar.p for row in found.by_size])
         )
+
+    def test_a_lesion_on_a_border_belongs_to_the_larger_size(self):
+        a = make_pool(range(4), [(0, NEVER, 2.99), (1, NEVER, 3), (2, NEVER, 5), (3, NEVER, 10)])
+        assert [row.num_lesions for row in run(a, a).by_size] == [1, 1, 1, 1]
 
     def test_a_size_with_few_lesions_is_not_tested_and_says_so(self):
         a, b = pair(8, 30, better_by=1)

@@ -100,6 +100,11 @@ def test_point_inside_asks_for_the_point_and_not_for_any_voxel():
     assert found(table, hit_rule="point_inside") == {(2, 1): 1}
 
 
+def test_hits_of_points_lie_by_lesion_as_all_others_do():
+    hits = find_hits(table_of([[0, 2], [3, 0]], point_lesion=[2, 1]), Protocol(hit_rule="point_inside"))
+    assert (hits.lesion.tolist(), hits.candidate.tolist(), hits.measure.tolist()) == ([1, 2], [2, 1], [2, 3])
+
+
 def test_points_of_a_mask_and_of_a_map_lie_where_they_should():
     """The L has its centroid at (3.4, 3.6), in mm nearest to (4, 4); of a map the highest voxel counts, elsewhere."""
     prediction = np.zeros(SHAPE)
@@ -159,6 +164,13 @@ def test_a_candidate_that_lies_outside_does_no_harm_if_others_hold_enough():
     table = table_of([[8, 2]], **sizes)
     assert together(table, hit_threshold=0.1, outside_share=0.7, contributing_share=0.65)[0] == [(1, 1), (1, 2)]
     assert together(table, hit_threshold=0.1, outside_share=0.7, contributing_share=0.81)[0] == []
+
+
+def test_no_further_candidate_is_looked_at_once_the_share_is_held_exactly():
+    """The first holds 65 of 100; as in Anima the second, which lies outside by 90 %, is not looked at."""
+    sizes = {"lesions": parts([200]), "candidates": parts([65, 350], confidence=[1, 1])}
+    table = table_of([[65, 35]], **sizes)
+    assert together(table, hit_threshold=0.1, outside_share=0.7, contributing_share=0.65)[0] == [(1, 1), (1, 2)]
 
 
 def test_candidates_are_judged_by_the_same_rule_with_sides_swapped():

@@ -161,6 +161,12 @@ def test_design_effect_of_false_candidates_in_one_patient_is_worked_out_by_hand(
     assert (estimate.low, estimate.high) == pytest.approx((low * widening(3), high * widening(3)))
 
 
+def test_equal_patients_have_no_design_effect_of_false_candidates_below_1():
+    estimate = rate([2, 2, 2, 2], [1, 1, 1, 1], level=0.95)
+    assert estimate.deff == 1
+    assert estimate.high == pytest.approx(garwood(8, level=0.95)[1] / 4)
+
+
 def test_no_false_candidate_bounds_the_rate_by_3_7_over_the_cases():
     estimate = rate(np.zeros(20), np.ones(20), level=0.95)
     assert (estimate.value, estimate.low, estimate.deff) == (0, 0, 1)

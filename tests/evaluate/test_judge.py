@@ -124,6 +124,12 @@ def test_candidates_that_are_too_small_are_left_out_before_they_can_find_anythin
     assert outcome.hit_candidate.tolist() == [2]
 
 
+def test_a_candidate_of_just_the_least_volume_counts():
+    candidates = parts([3, 3], confidence=[0.9, 0.9])
+    outcome = judge(table_of([[1, 0]], candidates=candidates), Protocol(min_candidate_volume_mm3=3))
+    assert verdicts(outcome) == [TRUE, FALSE]
+
+
 def test_many_to_many_finds_by_the_surest_and_counts_every_hit_as_true():
     """Candidate 1 hits both lesions and shares most with the second; lesion 1 has its surest candidate in 2."""
     outcome = judge(table_of([[3, 2], [4, 0]], [0.4, 0.9]), Protocol(assignment="many_to_many"))
@@ -150,6 +156,8 @@ def test_a_small_lesion_must_be_covered_better_and_its_weak_pair_is_neither_true
     assert verdicts(outcome) == [DOUBLE, TRUE]
     assert not outcome.lesion_ignored.any()
     assert verdicts(judge(table, Protocol(small_hit_threshold=0.1, **rules))) == [TRUE, TRUE]
+    just_not_small = table_of([[1]], lesions=parts([10], volume_mm3=[20]))
+    assert verdicts(judge(just_not_small, Protocol(small_hit_threshold=0.2, **rules))) == [TRUE]
 
 
 def test_by_distance_a_candidate_finds_a_lesion_it_shares_no_voxel_with():
@@ -171,6 +179,15 @@ def test_covered_together_judges_lesions_and_candidates_apart():
     assert outcome.lesion_candidate.tolist() == [0]
     assert verdicts(outcome) == [TRUE, FALSE]
     assert outcome.candidate_lesion.tolist() == [1, 0]
+
+
+def test_covered_together_ignores_a_candidate_that_an_ignored_lesion_covers():
+    protocol = named("msseg", min_candidate_volume_mm3=0)
+    sizes = {"lesions": parts([3, 30]), "candidates": parts([3, 30], confidence=[1, 1])}
+    outcome = judge(table_of(np.diag([3, 30]), **sizes, protocol=protocol), protocol)
+    assert outcome.lesion_ignored.tolist() == [True, False]
+    assert outcome.candidate_lesion.tolist() == [0, 2]
+    assert verdicts(outcome) == [IGNORED, TRUE]
 
 
 def test_tables_of_other_shaping_rules_are_refused_with_both_values():
@@ -260,6 +277,18 @@ def test_curve_counts_at_the_operating_point_and_not_the_ignored():
     assert lower.num_detected.tolist() == [[2, 2]]
 
 
+def test_curve_counts_false_candidates_at_the_operating_point_only():
+    curve = hit_rule_curve([table_of([[0, 0, 1]], [0.9, 0.3, 0.6])], ANY_OVERLAP, "iou", (0, 1))
+    assert curve.num_false.tolist() == [[1, 2]]
+
+
+def test_curve_leaves_out_candidates_that_are_too_small():
+    candidates = parts([2, 10], confidence=[0.9, 0.9])
+    table = table_of([[2, 0], [0, 10]], candidates=candidates)
+    curve = hit_rule_curve([table], Protocol(min_candidate_volume_mm3=3), "iou", (0, 1))
+    assert (curve.num_detected.tolist(), curve.num_false.tolist()) == ([[1, 1]], [[0, 0]])
+
+
 def test_curve_of_grown_lesions_compares_voxels_that_are_not_grown():
     protocol = named("brats2023_met")
     table = table_of([[5]], grown=[[9]], protocol=protocol)
@@ -326,10 +355,10 @@ def test_false_candidates_of_a_case_without_lesions_count():
 
 
 def test_false_candidates_count_in_the_stratum_of_their_own_size():
-    """A large and a small lesion, exactly found, and false candidates of 30, 5 and 6 mm3: F1 2/3 and 2/4."""
+    """A large and a small lesion, exactly found, and false candidates of 20, 5 and 6 mm3: F1 2/3 and 2/4."""
     protocol = named("brats_met_20mm3")
-    lesions, candidates = parts([40, 8]), parts([40, 8, 30, 5, 6], confidence=np.ones(5))
-    shared = [[40, 0, 0, 0, 0], [0, 8, 0, 0, 0]]
+    lesions, candidates = parts([20, 8]), parts([20, 8, 20, 5, 6], confidence=np.ones(5))
+    shared = [[20, 0, 0, 0, 0], [0, 8, 0, 0, 0]]
     outcome = judge(table_of(shared, lesions=lesions, candidates=candidates, protocol=protocol), protocol)
     assert published_figures([outcome], "brats_met_20mm3") == {
         "large_lesion_wise_dice": 1 / 2,

@@ -65,7 +65,7 @@ def test_holm_multiplies_the_smallest_by_all_and_never_falls():
 
 
 def test_holm_stays_at_1_and_leaves_a_single_p_as_it_is():
-    np.testing.assert_allclose(holm([0.5, 0.6]), [1, 1])
+    np.testing.assert_allclose(holm([0.6, 0.7]), [1, 1])
     np.testing.assert_allclose(holm([0.03]), [0.03])
     assert len(holm([])) == 0
 

@@ -32,13 +32,12 @@ def test_every_figure_has_the_value_of_its_function_within_an_interval():
 
 
 def test_case_sensitivity_and_specificity_are_counted_at_the_threshold():
-    """Called: 0 (by a false candidate) and 3 of those with lesions 0, 1; of those without, 2 is silent and 3 is not."""
-    pool = make_pool(
-        [0, 1, 2, 3], [(0, NEVER, 5), (1, 0.4, 5)], [(0, 0.7, False), (1, 0.4, True), (2, 0.5, False), (3, 0.6, False)]
-    )
+    """With lesions: 0 is called (by a false candidate), 1 is not. Without: 2 and 4 are silent, 3 is called."""
+    candidates = [(0, 0.7, False), (1, 0.4, True), (2, 0.5, False), (3, 0.6, False)]
+    pool = make_pool(range(5), [(0, NEVER, 5), (1, 0.4, 5)], candidates)
     rates, _ = figures_of_merit(pool, Protocol(num_resamples=0, threshold=0.6))
     assert rates["case_sensitivity"] == case_proportion([True, False], [0, 1], level=0.95)
-    assert rates["case_specificity"] == case_proportion([True, False], [2, 3], level=0.95)
+    assert rates["case_specificity"] == case_proportion([True, False, True], [2, 3, 4], level=0.95)
     assert "Wilson" in rates["case_sensitivity"].method
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from lesion_cases import TOY_CASES, random_masks
 from scipy import ndimage
-from tables import named
+from tables import named, parts, table_of
 
 from medfocal.components import find_components
 from medfocal.evaluate.cases import evaluate_case
@@ -302,6 +302,13 @@ def test_mean_sensitivity_is_read_between_points_as_luna16_does():
     assert published_figures(outcomes, "camelyon")["froc_score"] == pytest.approx((0.5 + 5) / 6)
 
 
+def test_mean_sensitivity_rises_in_a_line_from_nothing_to_the_first_point():
+    """One case; a lesion and a false candidate of one confidence: sensitivity x at x false candidates, up to 1."""
+    protocol = named("luna16", hit_rule="any_overlap", hit_threshold=0, min_diameter_mm=0)
+    outcomes = [judge(table_of([[5, 0]], [0.6, 0.6]), protocol)]
+    assert published_figures(outcomes, "luna16")["cpm"] == pytest.approx((0.125 + 0.25 + 0.5 + 4) / 7)
+
+
 def test_two_sure_masks_without_false_candidates_have_full_sensitivity():
     """Masks have one confidence: programs that drop the lowest threshold give 0 here."""
     masks = [(find_components(toy.reference, np.eye(4)), toy.reference) for toy in TOY_CASES[:2]]
@@ -337,6 +344,16 @@ def test_figures_of_cases_are_averaged_where_they_are_defined():
     outcomes = [judged((toy.reference, toy.prediction), protocol) for toy in toys]
     outcomes.append(judged((toys[1].reference, toys[1].reference), protocol))
     assert published_figures(outcomes, "autopet3")["dice"] == pytest.approx(1 / 3)
+
+
+def test_volumes_of_autopet_leave_out_what_is_ignored():
+    """Lesions of 2 and 30 mm3, both missed; the first is ignored, and so is the candidate of 4 mm3 on it."""
+    protocol = named("autopet3", min_volume_mm3=3)
+    sizes = {"lesions": parts([2, 30]), "candidates": parts([4, 50], confidence=[1, 1])}
+    outcome = judge(table_of([[1, 0], [0, 0]], **sizes, protocol=protocol), protocol)
+    figures = published_figures([outcome], "autopet3")
+    assert figures["false_positive_volume_ml"] == pytest.approx(0.05)
+    assert figures["false_negative_volume_ml"] == pytest.approx(0.03)
 
 
 def test_figures_of_voxels_leave_out_the_region_to_be_ignored():

@@ -190,7 +190,9 @@ class TestCaseAuroc:
         # The standard error of a standard deviation from 300 draws is 4 %.
         assert rate.high - rate.low == pytest.approx(2 * 1.96 * np.std(values), rel=0.15)
 
-    @pytest.mark.parametrize(("positive", "negative", "value"), [([3, 4, 5], [1, 2], 1), ([1, 2], [3, 4, 5], 0)])
+    @pytest.mark.parametrize(
+        ("positive", "negative", "value"), [([3, 4, 5, 6, 7], [1, 2], 1), ([1, 2], [3, 4, 5, 6, 7], 0)]
+    )
     def test_perfect_separation_does_not_claim_to_be_certain(self, positive, negative, value):
         rate = case_auroc(pool_of_cases(positive, negative), level=0.95)
         assert rate.value == value
@@ -201,6 +203,13 @@ class TestCaseAuroc:
         """Three patients, each with both kinds: one pair of two patients."""
         pool = pool_of_cases([7, 8, 9], [1, 2, 3], patients=[0, 1, 2, 0, 1, 2])
         assert "1 disjoint pairs" in case_auroc(pool, level=0.95).method
+
+    def test_patients_that_are_all_alike_have_no_variance_even_by_rounding(self):
+        """Each has thirds that add up to nothing but 1e-17."""
+        patients = [patient for _ in range(2) for patient in range(4) for _ in range(3)]
+        rate = case_auroc(pool_of_cases([0.3, 0.6, 0.9] * 4, [0.2, 0.5, 0.7] * 4, patients), level=0.95)
+        assert rate.value == pytest.approx(2 / 3)
+        assert (rate.low, rate.high) == pytest.approx(clopper_pearson(4 / 3, 2, level=0.95))
 
     def test_masks_that_rate_all_cases_alike_are_not_certain_either(self):
         rate = case_auroc(pool_of_cases([1] * 7, [1] * 9), level=0.95)

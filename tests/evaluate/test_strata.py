@@ -155,9 +155,9 @@ def test_missed_lesions_give_the_interval_and_nothing_more():
 
 
 def test_nothing_found_bounds_the_sensitivity_from_above():
-    """1 - .025 ** (1 / 20) = .168, rounded up."""
-    assert claim(of_different_patients(0, 20)) == (
-        "None of 20 lesions was found; that supports a sensitivity below 17 %."
+    """1 - .025 ** (1 / 50) = .0711, rounded up."""
+    assert claim(of_different_patients(0, 50)) == (
+        "None of 50 lesions was found; that supports a sensitivity below 8 %."
     )
 
 

@@ -4,8 +4,10 @@ import base64
 import json
 import math
 import os
+import re
 import subprocess
 import sys
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from matplotlib.image import imread
 
 from medfocal.errors import InputError
 from medfocal.report import figures, write_curves
-from medfocal.report.figures import COLUMNS, LIGHT, best_epoch, draw_froc, draw_training, read_metrics
+from medfocal.report.figures import COLUMNS, DARK, LIGHT, best_epoch, draw_froc, draw_training, read_metrics, visible
 from medfocal.train.loop import METRICS
 
 EPOCHS = [
@@ -46,6 +48,7 @@ def summary(points, curve, *, value=0.8, false_positives=0.5):
         "froc": {
             "points": [dict(zip((*keys, "reached"), point, strict=True)) for point in points],
             "curve": [dict(zip(keys, point, strict=True)) for point in curve],
+            "band": [{"false_positives_per_case": 0.25, "low": 0.1, "high": 0.7}],
         },
     }
 
@@ -68,7 +71,7 @@ def line(axes, label):
 def test_the_froc_starts_at_nothing_and_shows_reached_points_apart_from_the_others():
     axes = froc_axes(summary(POINTS, CURVE))
     assert line(axes, "curve") == [[0, 0], [0.25, 0.4], [0.25, 0.6], [0.5, 0.8]]
-    assert line(axes, "the seven points") == [[0.125, 0.0], [0.25, 0.4], [0.5, 0.8]]
+    assert line(axes, "the points") == [[0.125, 0.0], [0.25, 0.4], [0.5, 0.8]]
     assert line(axes, "point not reached: last value held") == [[1.0, 0.8]]
 
 
@@ -102,6 +105,37 @@ def test_the_froc_is_drawn_alike_every_time_for_both_kinds_of_page():
     svg = base64.b64decode(first.light.removeprefix("data:image/svg+xml;base64,")).decode()
     assert svg.rstrip().endswith("</svg>")
     assert "0.80 at 0.50 false candidates per case" in first.words
+
+
+def test_the_band_is_drawn_where_there_is_one():
+    (band,) = froc_axes(summary(POINTS, CURVE)).collections[:1]
+    assert band.get_label() == "interval of the curve"
+    content = summary(POINTS, CURVE)
+    content["froc"]["band"] = []
+    assert "interval of the curve" not in [part.get_label() for part in froc_axes(content).collections]
+
+
+def test_a_long_curve_is_thinned_where_nobody_sees_it():
+    steps = np.arange(100_000)
+    curve = list(zip(steps / 1000, 1 - np.exp(-steps / 1000), strict=True))
+    kept = visible(curve, 9.2)
+    assert kept[0] == curve[0]
+    assert 9.2 < kept[-1][0] < 9.3
+    assert 300 < len(kept) < 3000
+    x, y = np.array(kept).T
+    held = y[np.searchsorted(x, steps[:9200] / 1000, side="right") - 1]
+    assert np.abs(held - (1 - np.exp(-steps[:9200] / 1000))).max() < 0.004
+    assert visible(CURVE, 9.2) == CURVE
+
+
+def test_the_dark_figure_has_no_colour_of_the_light_one():
+    drawing = draw_froc(summary(POINTS, CURVE))
+    light, dark = (
+        set(re.findall("#[0-9a-f]{6}", base64.b64decode(uri.partition(",")[2]).decode()))
+        for uri in (drawing.light, drawing.dark)
+    )
+    assert light <= set(astuple(LIGHT))
+    assert dark <= set(astuple(DARK))
 
 
 def test_an_epoch_without_validation_reads_as_nan(tmp_path):

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import PROTOCOL, SURFACE, HandMade, example, figure, share, summary_of_values
+from conftest import PROTOCOL, HandMade, bare, example, figure, share
 from lesion_cases import AFFINE, LESION_CASES, SHAPE, bar, fill
 
 from medfocal.report import CaseImages, write_report
@@ -94,13 +94,6 @@ def report(folder, evaluation, *, images=no_images, title="Trial", **arguments):
     return Page(write_report(folder / "report.html", title=title, evaluation=evaluation, images=images, **arguments))
 
 
-def changed(**changes):
-    """The example with other figures."""
-    made = example()
-    made.changes.update(changes)
-    return made
-
-
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """The report of the example, which tests only read."""
@@ -136,7 +129,7 @@ def test_the_headlines_say_what_the_numbers_mean(page):
 
 def test_cases_that_are_not_in_the_numbers_are_named_before_the_numbers(tmp_path):
     failed = [{"case": f"x{n}", "error": "is not gzip"} for n in range(23)]
-    page = report(tmp_path, changed(failed=failed, missing=["y"], warnings=["Only 3 patients."]))
+    page = report(tmp_path, bare(failed=failed, missing=["y"], warnings=["Only 3 patients."]))
     alerts = page.source.split('class="alerts"')[1].split("</section>")[0]
     assert page.source.index('class="alerts"') < page.source.index('class="headlines"')
     assert "23 cases could not be evaluated and are in no number of this page." in alerts
@@ -164,7 +157,7 @@ def test_a_stratum_of_enough_lesions_has_an_estimate_with_its_interval(tmp_path)
 
 
 def test_without_strata_there_is_no_section_of_sizes(tmp_path):
-    assert "#sizes" not in report(tmp_path, changed(by_size=[])).source
+    assert "#sizes" not in report(tmp_path, bare(by_size=[])).source
 
 
 def test_the_froc_points_have_intervals_and_say_what_was_not_reached(page):
@@ -187,7 +180,7 @@ def test_the_curve_over_the_hit_rule_is_told_in_a_sentence_and_tables(page):
 
 
 def test_a_curve_without_lesions_or_points_has_no_section(tmp_path):
-    assert "hit-rules" not in report(tmp_path, changed(hit_rule_curves=[])).source
+    assert "hit-rules" not in report(tmp_path, bare(hit_rule_curves=[])).source
 
 
 def test_the_reliability_is_told_by_its_fullest_bin_and_a_table_without_empty_bins(page):
@@ -199,7 +192,7 @@ def test_the_reliability_is_told_by_its_fullest_bin_and_a_table_without_empty_bi
 
 
 def test_a_mask_has_no_confidence_to_calibrate(tmp_path):
-    page = report(tmp_path, changed(calibration=None))
+    page = report(tmp_path, bare(calibration=None))
     assert "reliability" not in page.source
     assert "Brier" not in page.text
 
@@ -218,14 +211,14 @@ def test_every_figure_of_the_evaluation_is_among_all_measures(page):
     ):
         assert words in measures
     rates = [key for key, rate in example().to_dict().items() if isinstance(rate, dict) and "value" in rate]
-    # CPM, Brier, D-ECE, voxel Dice and volume difference have other forms.
+    # CPM, Brier, D-ECE, voxel Dice and both volume differences have other forms.
     assert len(
         re.findall(r"<tr><th", page.source.split('<table class="wide measures">')[1].split("</table>")[0])
-    ) - 1 == (len(rates) + 5)
+    ) - 1 == (len(rates) + 6)
 
 
 def test_a_figure_without_a_label_is_shown_by_its_key(tmp_path):
-    assert "another_rate 0.250" in report(tmp_path, changed(another_rate=figure(0.25, 0.1, 0.4))).part("measures")
+    assert "another_rate 0.250" in report(tmp_path, bare(another_rate=figure(0.25, 0.1, 0.4))).part("measures")
 
 
 def test_surfaces_are_told_for_cases_and_for_found_lesions(page):
@@ -236,7 +229,7 @@ def test_surfaces_are_told_for_cases_and_for_found_lesions(page):
 
 
 def test_surfaces_that_were_not_measured_have_no_section_and_no_column(tmp_path):
-    page = report(tmp_path, changed(surface=None))
+    page = report(tmp_path, bare(surface=None))
     assert "surfaces" not in page.source
     assert "HD95" not in page.text
 
@@ -249,16 +242,16 @@ def test_classes_link_to_their_reports_whatever_their_folder_is_called(tmp_path)
         "core": {"folder": "class_core", **counts, **found},
         "odd": {"folder": 'javascript:alert("x")//', **counts, **found},
     }
-    page = report(tmp_path, changed(classes=classes))
+    page = report(tmp_path, bare(classes=classes))
     assert page.all("a", href="./class_core/report.html")
     assert "core 8 of 10 50 % 25 % to 75 % 0.33 0.25 to 1.50 0.29" in page.part("classes")
     assert all(attrs["href"].startswith(("#", "./")) for attrs in page.all("a"))
 
 
 def test_published_figures_stand_under_their_own_names(tmp_path):
-    page = report(tmp_path, changed(published={"LTPR": 0.8125, "LFDR": None}))
+    page = report(tmp_path, bare(published={"LTPR": 0.8125, "LFDR": None}))
     assert "LTPR 0.8125 LFDR undefined [" in page.part("published")
-    assert "published" not in report(tmp_path, changed(published={})).source
+    assert "published" not in report(tmp_path, bare(published={})).source
 
 
 def test_the_hit_rule_and_every_setting_of_the_protocol_are_printed_with_words(page):
@@ -345,7 +338,7 @@ HOSTILE = (
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
 def test_names_are_shown_and_never_obeyed(tmp_path, page, name):
-    made = changed(missing=[name], failed=[{"case": name, "error": name}], warnings=[name], published={name: None})
+    made = bare(missing=[name], failed=[{"case": name, "error": name}], warnings=[name], published={name: None})
     for row in (*made.cases, *made.lesions, *made.candidates):
         row["case"] = row["patient"] = f"{row['case']}{name}"
     volumes = {f"{case}{name}": arrays for case, arrays in VOLUMES.items()}
@@ -389,20 +382,20 @@ def test_a_false_candidate_is_shown_with_its_confidence_and_outline(page):
     ids=lambda change: "-".join(map(str, *change.items())),
 )
 def test_only_false_candidates_that_count_are_in_the_gallery(tmp_path, change):
-    made = example()
+    made = bare()
     made.candidates[0].update(change)
     assert "There are no false candidates at the threshold 0.5." in report(tmp_path, made).text
 
 
 def test_an_ignored_lesion_is_not_missed(tmp_path):
-    made = example()
+    made = bare()
     made.lesions[1]["ignored"] = True
     assert "There are no missed lesions at the threshold 0.5." in report(tmp_path, made).text
 
 
 def test_no_reason_means_the_page_says_so_and_a_given_reason_is_linked(tmp_path):
     why = "reference and prediction at the threshold are both empty"
-    made = changed(undefined=[{"what": "voxel_dice", "where": "case 'third'", "why": why}])
+    made = bare(undefined=[{"what": "voxel_dice", "where": "case 'third'", "why": why}])
     made.lesions[1]["confidence"] = None
     page = report(tmp_path, made)
     assert f"voxel_dice, case 'third': {why}" in page.part("undefined")
@@ -414,7 +407,7 @@ def test_no_reason_means_the_page_says_so_and_a_given_reason_is_linked(tmp_path)
 
 
 def test_many_cases_that_are_undefined_for_one_reason_share_one_line(tmp_path):
-    made = HandMade()
+    made = HandMade(changes=bare().changes)
     for n in range(12):
         made.add_case(f"c{n}", dice=None)
     page = report(tmp_path, made)
@@ -423,7 +416,7 @@ def test_many_cases_that_are_undefined_for_one_reason_share_one_line(tmp_path):
 
 
 def test_every_undefined_number_points_to_the_line_that_tells_why(tmp_path):
-    page = report(tmp_path, changed(lesion_precision=share(0, 0), wafroc=figure(None)))
+    page = report(tmp_path, bare(lesion_precision=share(0, 0), wafroc=figure(None)))
     numbered = {attrs["id"] for attrs in page.all("li") if attrs.get("id", "").startswith("undefined-")}
     notes = {attrs["href"].removeprefix("#") for attrs in page.all("a", class_="note")}
     assert notes
@@ -432,7 +425,7 @@ def test_every_undefined_number_points_to_the_line_that_tells_why(tmp_path):
 
 
 def test_where_everything_is_defined_the_page_says_so(tmp_path):
-    made = HandMade()
+    made = HandMade(changes=bare().changes)
     made.add_case("a", lesions=[((1, 1, 1), 12, 0.9)])
     made.changes["froc"] = made.to_dict()["froc"] | {"points": []}
     page = report(tmp_path, made)
@@ -441,7 +434,7 @@ def test_where_everything_is_defined_the_page_says_so(tmp_path):
 
 
 def test_without_images_the_findings_are_told_and_the_lack_is_said(tmp_path):
-    page = report(tmp_path, example())
+    page = report(tmp_path, bare())
     assert page.text.count("No picture: the image of this case was not at hand.") == 2
     assert not page.all("image")
     assert "Radiological convention" not in page.text
@@ -464,7 +457,7 @@ def test_a_case_is_read_once_and_only_if_it_has_something_to_show(tmp_path):
 
 
 def many(num_missed, num_false):
-    made = HandMade()
+    made = HandMade(changes=bare().changes)
     made.add_case("c", lesions=[((1, 1, 1), 10 + n, None) for n in range(num_missed)])
     made.add_case("d", false=[((1, 1, 1), 10, 0.6 + 0.01 * n) for n in range(num_false)])
     return made
@@ -533,7 +526,7 @@ def test_without_metrics_there_is_no_training_section(page):
 
 
 def test_facts_versions_and_the_intended_use_are_printed(tmp_path):
-    page = report(tmp_path, example(), facts={"Model": "runs/a/model"})
+    page = report(tmp_path, bare(), facts={"Model": "runs/a/model"})
     assert "Model runs/a/model" in page.part("about")
     assert f"Python {'.'.join(map(str, sys.version_info[:3]))}" in page.part("about")
     assert f"numpy {np.__version__}" in page.part("about")
@@ -541,7 +534,7 @@ def test_facts_versions_and_the_intended_use_are_printed(tmp_path):
 
 
 def test_a_page_of_ten_thousand_cases_is_written_within_a_minute_and_12_megabytes(tmp_path):
-    made = HandMade()
+    made = HandMade(changes=bare().changes)
     for n in range(10_000):
         made.add_case(f"case-{n:05d}", dice=None if n % 3 else 0.5)
     page = write_report(tmp_path / "r.html", title="t", evaluation=made, images=no_images)

@@ -2,18 +2,26 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import fields
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
 from medfocal.errors import InputError
+from medfocal.evaluate.protocols import Protocol
 from medfocal.report.tables import (
+    CHOICES,
+    PROTOCOL,
     Notes,
     Shown,
+    answer,
     count,
     false_positive_words,
+    hit_rule_words,
     number,
     percent,
     protocol_rows,
+    rate,
     read_records,
     sensitivity_words,
     volume,
@@ -22,7 +30,7 @@ from medfocal.report.tables import (
 HEADERS = {
     "cases.csv": "case,patient,num_lesions,voxel_dice",
     "lesions.csv": "case,patient,lesion,volume_ml,detected,confidence",
-    "candidates.csv": "case,patient,candidate,confidence,above_threshold,true",
+    "candidates.csv": "case,patient,candidate,confidence,above_threshold,verdict",
 }
 
 
@@ -132,6 +140,69 @@ def test_an_undefined_value_without_a_line_gets_one_and_only_one():
     assert notes.lines == [
         {"what": "confidence", "where": "lesion 1", "why": "no candidate finds this lesion at any threshold"}
     ]
+
+
+def test_every_setting_has_a_label_and_every_choice_has_words():
+    hints = get_type_hints(Protocol)
+    names = [field.name for field in fields(Protocol)]
+    assert [name for name in names if name not in PROTOCOL] == []
+    choices = [
+        (name, choice) for name in names if get_origin(hints[name]) is Literal for choice in get_args(hints[name])
+    ]
+    assert len(choices) > 20
+    assert [pair for pair in choices if pair not in CHOICES] == []
+
+
+def test_a_hit_rule_is_told_with_what_it_asks_for():
+    rules = {
+        "hit_rule": "centroid_distance",
+        "hit_threshold": 5.0,
+        "duplicates": "ignored",
+        "assignment": "many_to_many",
+    }
+    assert hit_rule_words(rules) == (
+        "A lesion counts as found when a candidate's centroid is near enough to its own. Asked for: 5\u00a0mm."
+    )
+    asked = {"hit_rule": "iou", "hit_threshold": 0.1, "duplicates": "false", "assignment": "greedy_by_score"}
+    assert hit_rule_words(asked).endswith("Asked for: 0.1. A second candidate on a found lesion counts as false.")
+
+
+def test_the_answer_is_one_sentence():
+    summary = {
+        "num_detected_lesions": 31,
+        "num_lesions": 34,
+        "lesion_sensitivity": {"value": 31 / 34, "low": 0.763, "high": 0.981, "level": 0.95},
+        "false_positives_per_case": {"value": 0.9},
+    }
+    text = "31 of 34 lesions found (91 %, 95 % interval 76 to 98 %) at 0.9 false positives per case."
+    assert answer(summary).replace("\u00a0", " ") == text
+    summary["lesion_sensitivity"] |= {"low": None, "high": None}
+    assert answer(summary).replace("\u00a0", " ") == "31 of 34 lesions found (91 %) at 0.9 false positives per case."
+    summary["lesion_sensitivity"]["value"] = None
+    assert answer(summary) == "There is no lesion to find; 0.9 false positives per case."
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (0.041, "0.041"),
+        (0.9, "0.9"),
+        (1.0, "1"),
+        (12.4, "12"),
+        (99.4, "99"),
+        (99.6, "100"),
+        (2500, "2\u202f500"),
+    ],
+)
+def test_rates_of_false_candidates_have_two_digits_that_count(value, text):
+    assert rate(value) == text
+
+
+def test_what_is_undefined_for_one_reason_is_one_line():
+    notes = Notes.of({"undefined": [{"what": "a", "where": f"case {n}", "why": "c"} for n in range(1, 8)]})
+    assert notes.show(None, "a", "case 7") == Shown("undefined", 1)
+    assert notes.lines == [{"what": "a", "where": "case 1; case 2; case 3; case 4; case 5 and 2 more", "why": "c"}]
 
 
 def test_a_setting_without_a_label_is_printed_by_its_key():
