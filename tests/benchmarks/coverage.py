@@ -377,7 +377,7 @@ def make_page(size: Size) -> str:
             f".95 is {np.sqrt(0.95 * 0.05 / size.num_sets):.3f} without and",
             f"{np.sqrt(0.95 * 0.05 / size.num_resampled_sets):.3f} with resamples.",
             f"Python {platform.python_version()}, NumPy {np.__version__}, SciPy {scipy.__version__};",
-            f"{minutes:.0f} minutes on one CPU core.",
+            f"{minutes:.0f} minutes by the wall clock.",
         ),
         "",
         *_meaning(kinds),

@@ -127,6 +127,8 @@ class TestFigures:
         assert found.verdict == "undecided"
         assert math.isnan(found.primary.low)
         assert "without an interval nothing is claimed" in found.sentence
+        lines = [line for line in found.undefined if line.what == "cpm: interval"]
+        assert [(line.where, line.why) for line in lines] == [("all cases", "no interval: no resamples were asked for")]
 
 
 class TestPermutation:

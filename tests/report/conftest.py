@@ -115,7 +115,8 @@ class HandMade:
             "voxel_dice": summary_of_values(
                 sum(given) / len(given) if given else None, num_cases=len(given), num_undefined=num_cases - len(given)
             ),
-            "volume_difference_ml": summary_of_values(-0.1, num_cases=num_cases), "mean_absolute_volume_difference_ml": 0.2,
+            "volume_difference_ml": summary_of_values(-0.1, num_cases=num_cases),
+            "mean_absolute_volume_difference_ml": 0.2,
             "surface": {
                 "threshold": 0.5, "tolerance_mm": 1.0,
                 "cases": {key: summary_of_values(1.25, num_cases=3) for key in SURFACE},
