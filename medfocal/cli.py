@@ -235,10 +235,11 @@ def _evaluate(conf: dict[str, Any]) -> None:
     pictures = {} if images is None else find_pictures(images, pairs)
     if is_fused and readers is not None:
         write_fused(pairs, readers)
+    reading = config.reading_of(conf)
     measured = measure_pairs(
         pairs,
         protocol,
-        config.reading_of(conf),
+        reading,
         store=output / "tables.jsonl",
         workers=conf["workers"],
         keep_going=True,
@@ -248,8 +249,16 @@ def _evaluate(conf: dict[str, Any]) -> None:
         kept = {table.case for table in measured.tables[""]}
         found = replace(found, readers=compare_readers([p for p in pairs if p.case in kept], readers, protocol))
     write_evaluation(found, output)
-    report_evaluation(found, output, pictures=pictures, max_pictures=conf["max_pictures"])
-    print_table(found, {"report": output / "report.html", "figures": output / "evaluation.json"})
+    places = report_evaluation(
+        found,
+        output,
+        pairs=pairs,
+        images=pictures,
+        reading=reading,
+        max_pictures=conf["max_pictures"],
+        viewer_limit_mb=conf["viewer_limit_mb"],
+    )
+    print_table(found, {**places, "figures": output / "evaluation.json"})
     if found.failed:
         cases = some(failure.case for failure in found.failed)
         message = (

@@ -58,6 +58,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
     "threshold": (0, 1),
     "max_pictures": (0, math.inf),
+    "viewer_limit_mb": (0, math.inf),
     "workers": (1, math.inf),
     "primary_rate": (0, math.inf),
     "num_permutations": (1, math.inf),
@@ -164,6 +165,7 @@ class EvaluateConfig(CommonConfig):
     workers: int = MISSING
     images: str | None = None
     max_pictures: int = MISSING
+    viewer_limit_mb: float = MISSING
     protocol: dict[str, Any] = MISSING
 
 

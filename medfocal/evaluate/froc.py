@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -10,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from medfocal.evaluate.bootstrap import FloatArray, Statistic, replicate
+from medfocal.evaluate.bootstrap import replicate
 from medfocal.evaluate.intervals import mean_score
+from medfocal.evaluate.operating_points import sensitivity_at_rates
 from medfocal.evaluate.pool import Pool
 from medfocal.evaluate.protocols import Interval
 
@@ -172,7 +174,7 @@ def _variances(
     pool: Pool, rates: Sequence[float], grid: NDArray[np.float64], *, num_resamples: int, seed: int
 ) -> tuple[NDArray[np.float64], float]:
     """Variance between resamples of the sensitivity at each rate and along the grid, and of the CPM."""
-    statistic = sensitivities_at(pool, (*rates, *grid))
+    statistic = functools.partial(sensitivity_at_rates, pool, rates=(*rates, *grid))
     replicates = replicate(statistic, pool.num_patients, num_resamples=num_resamples, seed=seed).resampled
     replicates = replicates[~np.isnan(replicates[:, 0])]
     if not len(replicates):
@@ -251,49 +253,6 @@ def read_froc(curve: FrocCurve, rates: tuple[float, ...], *, num_lesions: int) -
         reached = bool(np.any(curve.false_positives_per_case >= rate))
         points.append(FrocPoint(rate, sensitivity, threshold, reached))
     return points
-
-
-def sensitivities_at(pool: Pool, rates: Sequence[float]) -> Statistic:
-    """Make the function that reads the FROC of weighted patients.
-
-    A patient of weight w counts like w patients: in the lesions, in the false candidates and in the cases that their
-    number is divided by. Weights of 1 give the sensitivities of `read_froc`.
-
-    Args:
-        pool: Lesions, candidates and cases.
-        rates: False candidates per case.
-
-    Returns:
-        A function of weights (rows, patients) that gives lesion sensitivities, (rows, rates). NaN where no lesion has
-        weight.
-    """
-    is_false = ~pool.candidate_is_true
-    order = np.argsort(-pool.candidate_confidence[is_false], kind="stable")
-    false_confidence = pool.candidate_confidence[is_false][order]
-    false_patient = pool.candidate_patient[is_false][order]
-    found = pool.lesion_confidence > -np.inf
-    order = np.argsort(-pool.lesion_confidence[found], kind="stable")
-    found_confidence = pool.lesion_confidence[found][order]
-    found_patient = pool.lesion_patient[found][order]
-    # Lesions that are found before each false candidate counts; equal confidences enter together.
-    num_before = np.append(np.searchsorted(-found_confidence, -false_confidence, side="left"), len(found_confidence))
-    cases = np.bincount(pool.case_patient, minlength=pool.num_patients).astype(np.float64)
-    lesions = np.bincount(pool.lesion_patient, minlength=pool.num_patients).astype(np.float64)
-    allowed = np.asarray(rates, np.float64)
-
-    def sensitivities(weights: FloatArray) -> FloatArray:
-        num_cases, num_lesions = weights @ cases, weights @ lesions
-        result = np.full((len(weights), len(allowed)), math.nan)
-        # Row by row, so that the sums of 5,000 candidates stay in the cache.
-        for row in np.flatnonzero((num_cases > 0) & (num_lesions > 0)):
-            false_positives = np.cumsum(weights[row, false_patient])
-            false_positives /= num_cases[row]
-            num_found = np.append(0.0, np.cumsum(weights[row, found_patient]))
-            first_too_many = np.searchsorted(false_positives, allowed, side="right")
-            result[row] = num_found[num_before[first_too_many]] / num_lesions[row]
-        return result
-
-    return sensitivities
 
 
 def _rows(table: Any, columns: tuple[str, ...]) -> list[dict[str, float]]:

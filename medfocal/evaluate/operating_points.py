@@ -8,15 +8,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from medfocal.evaluate.pool import Pool
-from medfocal.evaluate.tally import Floats, at, at_or_above, in_parts, levels_of, ratio, total
+from medfocal.evaluate.tally import Floats, ratio, total
 
 
 def sensitivity_at_rates(
-    pool: Pool, weights: ArrayLike, rates: Sequence[float], *, lesions: NDArray[np.bool_] | None = None
+    pool: Pool, weights: ArrayLike, rates: Sequence[float] | Floats, *, lesions: NDArray[np.bool_] | None = None
 ) -> Floats:
     """Read the FROC of each weighting at the last point with at most so many false candidates per case.
 
-    A lesion counts as found if the false candidates of its confidence or more are no more than the rate allows.
+    A patient of weight w counts like w patients: in the lesions, in the false candidates and in the cases that their
+    number is divided by. Weights of 1 give the sensitivities of `medfocal.evaluate.froc.read_froc`.
 
     Args:
         pool: The outcomes of all cases.
@@ -25,22 +26,35 @@ def sensitivity_at_rates(
         lesions: Which lesions the sensitivity is of, bool (lesions,); all if None. False candidates are always all.
 
     Returns:
-        Sensitivities, (weightings, rates). NaN where no lesion has weight.
+        Sensitivities, (weightings, rates). NaN where no lesion or no case has weight.
     """
+    weights = np.asarray(weights, np.float64)
     counted = np.ones(pool.num_lesions, np.bool_) if lesions is None else lesions
+    is_false = ~pool.candidate_is_true
+    false_confidence, false_patient = _falling(pool.candidate_confidence, pool.candidate_patient, is_false)
     found = counted & np.isfinite(pool.lesion_confidence)
-    false = ~pool.candidate_is_true
-    levels = levels_of(pool.lesion_confidence[found])
+    found_confidence, found_patient = _falling(pool.lesion_confidence, pool.lesion_patient, found)
+    # Lesions that are found before each false candidate counts; equal confidences enter together.
+    num_before = np.append(np.searchsorted(-found_confidence, -false_confidence, side="left"), len(found_confidence))
+    num_cases = total(pool.case_patient, weights)
+    num_lesions = total(pool.lesion_patient[counted], weights)
+    allowed = np.asarray(rates, np.float64)
+    result = np.full((len(weights), len(allowed)), np.nan)
+    # Row by row, so that the sums of 5,000 candidates stay in the cache.
+    for row in np.flatnonzero((num_cases > 0) & (num_lesions > 0)):
+        false_positives = np.cumsum(weights[row, false_patient])
+        false_positives /= num_cases[row]
+        num_found = np.append(0.0, np.cumsum(weights[row, found_patient]))
+        first_too_many = np.searchsorted(false_positives, allowed, side="right")
+        result[row] = num_found[num_before[first_too_many]] / num_lesions[row]
+    return result
 
-    def statistic(weights: Floats) -> Floats:
-        num_found = at(levels, pool.lesion_confidence[found], pool.lesion_patient[found], weights)
-        false_candidates = (pool.candidate_confidence[false], pool.candidate_patient[false])
-        num_cases = total(pool.case_patient, weights)
-        per_case = ratio(at_or_above(levels, *false_candidates, weights), num_cases)
-        num_lesions = total(pool.lesion_patient[counted], weights)
-        return np.stack([ratio((num_found * (per_case <= rate)).sum(axis=0), num_lesions) for rate in rates], axis=1)
 
-    return in_parts(statistic, weights, num_levels=len(levels))
+def _falling(
+    confidence: Floats, patient: NDArray[np.int64], kept: NDArray[np.bool_]
+) -> tuple[Floats, NDArray[np.int64]]:
+    order = np.argsort(-confidence[kept], kind="stable")
+    return confidence[kept][order], patient[kept][order]
 
 
 def sensitivity_at(pool: Pool, weights: ArrayLike, threshold: float) -> Floats:

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medfocal import __version__
 from medfocal.data.manifest import Manifest
 from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.evaluate import Evaluation, Protocol
 from medfocal.evaluate.intervals import Rate
-from medfocal.evaluate.pairs import Pair
+from medfocal.evaluate.measure import WHOLE, Reading, read_masks
+from medfocal.evaluate.pairs import Pair, some
 from medfocal.evaluate.results import class_folder
-from medfocal.evaluate.values import find_predicted
-from medfocal.infer.candidates import mask_at
 from medfocal.report.figures import write_curves
 from medfocal.report.page import write_report
 from medfocal.report.pictures import CaseImages
 from medfocal.report.readers import reader_lines
 from medfocal.report.viewer import FOLDER, LIMIT_MB, serve_command
-from medfocal.volume import Volume, is_volume, read_labels, read_volume, resample_nearest, volume_name
+from medfocal.volume import is_volume, read_volume, volume_name
 
 if TYPE_CHECKING:
     from medfocal.train.run import RunResult  # importing it imports torch, which evaluating does without
-
-
-@dataclass(frozen=True)
-class CaseFiles:
-    """Where the volumes of a case's pictures lie."""
-
-    image: Path
-    reference: Path
-    prediction: Path | None
 
 
 def report_run(result: RunResult, manifest: Manifest) -> None:
@@ -52,20 +39,21 @@ def report_run(result: RunResult, manifest: Manifest) -> None:
         "medfocal": __version__,
     }
     predictions = folder / "test" / "predictions"
-    files = {
-        case.name: CaseFiles(case.images[0], case.label, predictions / f"{case.name}_mask.nii.gz")
+    pairs = [
+        Pair(case.name, case.patient, case.label, predictions / f"{case.name}_mask.nii.gz")
         for case in manifest.split("test")
         if case.label is not None
-    }
+    ]
+    files = {case.name: case.images[0] for case in manifest.split("test")}
     for split, found in (("validation", result.validation), ("test", result.test)):
         if found is not None:
-            images = functools.partial(_images, files if split == "test" else {}, found.protocol)
+            volumes = CaseVolumes(pairs if split == "test" else [], files, found.protocol)
             title = f"{folder.parent.name}: {split} split"
             write_report(
                 folder / split / "report.html",
                 title=title,
                 evaluation=found,
-                images=images,
+                images=volumes,
                 metrics=metrics,
                 facts=facts,
             )
@@ -79,8 +67,8 @@ def report_run(result: RunResult, manifest: Manifest) -> None:
     )
 
 
-def find_pictures(images: Path, pairs: Sequence[Pair]) -> dict[str, CaseFiles]:
-    """Where the volumes of each case's pictures lie, for the cases of which `images` holds an image.
+def find_pictures(images: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
+    """The image of each case of which `images` holds one.
 
     Raises:
         InputError: `images` does not exist.
@@ -90,7 +78,7 @@ def find_pictures(images: Path, pairs: Sequence[Pair]) -> dict[str, CaseFiles]:
         message = f"the images '{images}' for the report's pictures do not exist"
         raise InputError(message)
     found = {volume_name(p): p for p in ([images] if images.is_file() else images.iterdir()) if is_volume(p)}
-    files = {p.case: CaseFiles(found[p.case], p.reference, p.prediction) for p in pairs if p.case in found}
+    files = {p.case: found[p.case] for p in pairs if p.case in found}
     if not files:
         message = (
             f"'{images}' holds no image for the report's pictures: {len(found)} images, and none has the name of one "
@@ -100,15 +88,83 @@ def find_pictures(images: Path, pairs: Sequence[Pair]) -> dict[str, CaseFiles]:
     return files
 
 
+class CaseVolumes:
+    """Reads what the pictures of a case are drawn from; without an image, outlines on an empty one.
+
+    Args:
+        pairs: The cases of which there may be pictures.
+        images: Image of a case by its name.
+        protocol: Its threshold says what is drawn as predicted.
+        reading: What the values of the files mean.
+        name: The class that is drawn.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        images: Mapping[str, Path],
+        protocol: Protocol,
+        reading: Reading = Reading(),  # noqa: B008  frozen
+        name: str = WHOLE,
+    ) -> None:
+        self._pairs = {pair.case: pair for pair in pairs}
+        self._images = images
+        self._protocol = protocol
+        self._reading = reading
+        self._name = name
+
+    def __call__(self, case: str) -> CaseImages | None:
+        """Give the volumes of a case; None where it has none.
+
+        Raises:
+            GeometryError: The image lies on another grid than the reference.
+            InputError: A file cannot be read.
+        """
+        pair = self._pairs.get(case)
+        if pair is None:
+            return None
+        reference, predicted = read_masks(pair, self._protocol, self._reading, self._name)
+        image = np.zeros(reference.shape, np.float32)
+        if case in self._images:
+            volume = read_volume(self._images[case])
+            if not volume.same_grid(reference):
+                message = (
+                    f"case '{case}': the grids of the image '{self._images[case]}' and the reference "
+                    f"'{pair.reference}' differ: {volume.grid_difference(reference)}. Give images on the grid of the "
+                    "references, or none."
+                )
+                raise GeometryError(message)
+            image = np.nan_to_num(volume.array.astype(np.float32), nan=0, posinf=0, neginf=0)
+        return CaseImages(
+            image=image,
+            reference=reference.array,
+            predicted=predicted,
+            spacing_mm=reference.spacing_mm,
+            axis_codes=reference.axis_codes,
+            affine=reference.affine,
+        )
+
+
 def report_evaluation(
     evaluation: Evaluation,
     output: Path,
     *,
-    pictures: Mapping[str, CaseFiles],
+    pairs: Sequence[Pair],
+    images: Mapping[str, Path],
+    reading: Reading,
     max_pictures: int,
     viewer_limit_mb: float = LIMIT_MB,
 ) -> dict[str, Path | str]:
-    """Write the report of `medfocal evaluate`, with pictures of the cases in `pictures`, and one of each class.
+    """Write the report of `medfocal evaluate`, and one of each class.
+
+    Args:
+        evaluation: What was found.
+        output: Folder of the report.
+        pairs: The cases' files, for pictures.
+        images: Image of a case by its name; a case without one has outlines only.
+        reading: What the values of the files mean.
+        max_pictures: Most findings to show in each report.
+        viewer_limit_mb: Of the volumes that are embedded for the viewer.
 
     Returns:
         What to print: where the report is and, if the volumes of its viewer lie beside it, how to look at them.
@@ -117,7 +173,7 @@ def report_evaluation(
         output / "report.html",
         title="Lesion evaluation",
         evaluation=evaluation,
-        images=functools.partial(_images, pictures, evaluation.protocol),
+        images=CaseVolumes(pairs, images, evaluation.protocol, reading),
         facts={"medfocal": __version__},
         max_pictures=max_pictures,
         viewer_limit_mb=viewer_limit_mb,
@@ -127,9 +183,10 @@ def report_evaluation(
             output / class_folder(name) / "report.html",
             title=f"Lesion evaluation: {name}",
             evaluation=found,
-            images=lambda _: None,
-            facts={"medfocal": __version__, "Pictures": "in the report of all classes"},
+            images=CaseVolumes(pairs, images, evaluation.protocol, reading, name),
+            facts={"medfocal": __version__},
             max_pictures=max_pictures,
+            viewer_limit_mb=viewer_limit_mb,
         )
     places: dict[str, Path | str] = {"report": path}
     if (output / FOLDER).is_dir():
@@ -143,11 +200,12 @@ def print_table(evaluation: Evaluation, places: Mapping[str, Path | str], headin
     lesions = f"{e.num_detected_lesions} of {e.num_lesions}"
     if e.num_lesions:
         lesions += f", sensitivity {_rate(e.lesion_sensitivity)}"
-    dice = f"{e.voxel_dice.mean:.2f}, mean of {e.voxel_dice.num_cases} cases"
+    num_dice = e.voxel_dice.num_cases
+    dice = f"{e.voxel_dice.mean:.2f}, mean of {num_dice} {'case' if num_dice == 1 else 'cases'}"
     rows = {
         "lesions found": lesions,
         "false positives per case": _rate(e.false_positives_per_case),
-        "voxel Dice": dice if e.voxel_dice.num_cases else "undefined: nothing to overlap",
+        "voxel Dice": dice if num_dice else "undefined: nothing to overlap",
     }
     for point in e.froc.points:
         if point.false_positives_per_case == 1 and e.num_lesions:
@@ -156,9 +214,17 @@ def print_table(evaluation: Evaluation, places: Mapping[str, Path | str], headin
             if np.isinf(point.threshold):
                 value = "none: even the surest candidates alone give more (a mask has one confidence)"
             rows["sensitivity at 1 FP per case"] = value
+    if e.num_ignored_lesions or e.num_ignored_candidates:
+        rows["ignored"] = f"{e.num_ignored_lesions} lesions, {e.num_ignored_candidates} candidates"
+    rows |= {name: "undefined" if np.isnan(value) else f"{value:.4g}" for name, value in e.published.items()}
+    for name, found in e.classes.items():
+        rows[f"class {name}"] = f"{found.num_detected_lesions} of {found.num_lesions} lesions found"
     if e.readers is not None:
         rows |= reader_lines(e.readers)
+    if e.missing:
+        rows["without a prediction"] = f"{some(e.missing)}: counted as nothing found"
     rows |= {
+        "protocol": e.protocol.name,
         "cases, patients": f"{e.num_cases}, {e.num_patients}",
         "counted from confidence": f"{e.protocol.threshold:.3g}",
         **{name: str(place) for name, place in places.items()},
@@ -173,36 +239,3 @@ def _rate(rate: Rate) -> str:
     if np.isnan(rate.value):
         return "undefined"
     return f"{rate.value:.2f} ({rate.level:.0%} interval {rate.low:.2f} to {rate.high:.2f})"
-
-
-def _images(files: Mapping[str, CaseFiles], protocol: Protocol, case: str) -> CaseImages | None:
-    if case not in files:
-        return None
-    place = files[case]
-    image, reference = read_volume(place.image), read_labels(place.reference)
-    if not image.same_grid(reference):
-        message = (
-            f"case '{case}': the grids of the image '{place.image}' and the reference '{place.reference}' differ: "
-            f"{image.grid_difference(reference)}. Give images on the grid of the references, or none."
-        )
-        raise GeometryError(message)
-    predicted = _predicted(place, reference, protocol, case)
-    return CaseImages(
-        image=np.nan_to_num(image.array.astype(np.float32), nan=0, posinf=0, neginf=0),
-        reference=reference.array != 0,
-        predicted=predicted,
-        spacing_mm=image.spacing_mm,
-        axis_codes=image.axis_codes,
-        affine=image.affine,
-    )
-
-
-def _predicted(place: CaseFiles, reference: Volume, protocol: Protocol, case: str) -> NDArray[np.bool_]:
-    """The mask of what counts at the threshold, on the grid of the reference."""
-    if place.prediction is None:
-        return np.zeros(reference.shape, np.bool_)
-    prediction = read_volume(place.prediction)
-    if not reference.same_grid(prediction):  # the evaluation has refused it, unless it was to be resampled
-        prediction = resample_nearest(prediction, reference)
-    found, _ = find_predicted(prediction.array, reference.affine, protocol, f"case '{case}': '{place.prediction}'")
-    return mask_at(found, protocol.threshold)

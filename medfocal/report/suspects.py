@@ -16,7 +16,6 @@ from medfocal.evaluate.pairs import Pair
 from medfocal.files import atomic_write
 from medfocal.report.page import package_versions, render_page
 from medfocal.report.pictures import FIELD_MM, CaseImages, View, look_at
-from medfocal.report.runs import CaseFiles
 from medfocal.report.tables import Notes, Shown, count, number, percent, volume
 from medfocal.volume import read_volume
 
@@ -60,7 +59,7 @@ def write_suspect_page(
     found: SuspectList,
     pairs: Sequence[Pair],
     *,
-    pictures: Mapping[str, CaseFiles],
+    pictures: Mapping[str, Path],
     max_pictures: int,
 ) -> Path:
     """Write one HTML file that needs nothing else, with pictures of the first suspects.
@@ -180,14 +179,14 @@ def _headlines(summary: Mapping[str, Any], rules: SuspectRules) -> list[dict[str
 
 
 def _draw_all(
-    shown: Sequence[Suspect], pairs: Sequence[Pair], pictures: Mapping[str, CaseFiles], rules: SuspectRules
+    shown: Sequence[Suspect], pairs: Sequence[Pair], pictures: Mapping[str, Path], rules: SuspectRules
 ) -> dict[int, Sequence[View]]:
     """Views by rank, drawn case by case, so that only one case is in memory."""
     views: dict[int, Sequence[View]] = {}
     for pair in pairs:
         mine = [suspect for suspect in shown if suspect.case == pair.case]
         if mine and pair.case in pictures:
-            volumes = _volumes(pair, pictures[pair.case].image, mine, rules)
+            volumes = _volumes(pair, pictures[pair.case], mine, rules)
             for suspect in mine:
                 place = suspect.place
                 views[suspect.rank] = look_at(volumes, place.centroid_voxel, diameter_mm=place.equivalent_diameter_mm)

@@ -23,8 +23,9 @@ import scipy
 from scipy.special import ndtr, ndtri
 
 from medfocal.evaluate.bootstrap import Replicates, bootstrap_interval, replicate
-from medfocal.evaluate.froc import froc, sensitivities_at
+from medfocal.evaluate.froc import froc
 from medfocal.evaluate.intervals import clopper_pearson, garwood, proportion, rate, wilson
+from medfocal.evaluate.operating_points import sensitivity_at_rates
 from medfocal.evaluate.pool import Pool
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "interval-coverage.md"
@@ -270,7 +271,7 @@ def cover_froc(detector: Detector, num_patients: int, size: Size, seed: int) -> 
     for number in range(size.num_froc_sets):
         pool = detector.draw(num_patients, random)
         result = froc(pool, RATES, level=LEVEL, num_resamples=size.num_resamples, seed=number)
-        read = sensitivities_at(pool, RATES)
+        read = partial(sensitivity_at_rates, pool, rates=RATES)
         replicates = replicate(read, num_patients, num_resamples=size.num_resamples, seed=number)
         point = result.points[RATES.index(1.0)]
         at_one.add(

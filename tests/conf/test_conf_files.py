@@ -25,7 +25,7 @@ NEEDED = {
     "train": ["data.dataset=d.json"],
     "predict": ["model=m", "input=i", "output=o"],
     "evaluate": ["output=o"],
-    "compare": ["output=o"],
+    "compare": ["reference=r", "a=a", "b=b", "output=o"],
     "phantom": ["output=o"],
     "check": ["data.dataset=d.json"],
     "suspect": ["output=o"],

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import numpy as np
@@ -10,9 +11,10 @@ from tables import parts, table_of
 
 from medfocal.evaluate.bootstrap import draw_weights
 from medfocal.evaluate.cases import evaluate_case
-from medfocal.evaluate.froc import corners, froc, froc_curve, pool_curve, read_froc, sensitivities_at
+from medfocal.evaluate.froc import corners, froc, froc_curve, pool_curve, read_froc
 from medfocal.evaluate.intervals import mean_score
 from medfocal.evaluate.judge import judge
+from medfocal.evaluate.operating_points import sensitivity_at_rates
 from medfocal.evaluate.pool import pool
 from medfocal.evaluate.protocols import Protocol
 
@@ -207,7 +209,7 @@ def slowly_read(patients_of, a_pool, rates):
 def test_weighted_patients_are_read_like_copied_ones(seed):
     """Confidences of one decimal: many ties between lesions and false candidates."""
     a_pool = random_pool(seed, 6, decimals=1)
-    read = sensitivities_at(a_pool, RATES)
+    read = functools.partial(sensitivity_at_rates, a_pool, rates=RATES)
     (weights,) = draw_weights(a_pool.num_patients, 15, seed=seed)
     expected = [slowly_read(np.repeat(np.arange(len(row)), row.astype(int)), a_pool, RATES) for row in weights]
     np.testing.assert_allclose(read(weights), expected)
@@ -218,27 +220,26 @@ def test_weights_of_1_read_the_curve_itself(seed):
     a_pool = random_pool(seed, 30, decimals=1)
     rates = (0.1, 0.3, *RATES)
     points = read_froc(pool_curve(a_pool), rates, num_lesions=a_pool.num_lesions)
-    read = sensitivities_at(a_pool, rates)(np.ones((1, a_pool.num_patients)))
+    read = sensitivity_at_rates(a_pool, np.ones((1, a_pool.num_patients)), rates)
     assert read[0].tolist() == sensitivities(points)
 
 
 def test_a_resample_without_lesions_has_no_sensitivity():
-    read = sensitivities_at(three_marks(), RATES)
     with np.errstate(all="raise"):
-        assert np.isnan(read(np.array([[0.0, 0.0, 3.0]]))).all()
+        assert np.isnan(sensitivity_at_rates(three_marks(), np.array([[0.0, 0.0, 3.0]]), RATES)).all()
 
 
 def test_sensitivity_never_falls_with_the_allowed_rate():
-    read = sensitivities_at(random_pool(5, 40), np.linspace(0, 5, 60))
     (weights,) = draw_weights(40, 100, seed=1)
-    assert (np.diff(read(weights), axis=1) >= 0).all()
+    read = sensitivity_at_rates(random_pool(5, 40), weights, np.linspace(0, 5, 60))
+    assert (np.diff(read, axis=1) >= 0).all()
 
 
 def test_interval_of_a_point_is_that_of_the_lesions_found_there_with_the_variance_of_resamples():
     a_pool = random_pool(2, 20)
     result = froc_of(a_pool, num_resamples=300, seed=9)
     (weights,) = draw_weights(20, 300, seed=9)
-    replicates = sensitivities_at(a_pool, RATES)(weights)
+    replicates = sensitivity_at_rates(a_pool, weights, RATES)
     for point, values in zip(result.points, replicates.T, strict=True):
         found = a_pool.lesion_confidence >= point.threshold
         expected = mean_score(found, a_pool.lesion_patient, values.var(), level=0.95)
