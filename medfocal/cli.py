@@ -249,7 +249,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
         kept = {table.case for table in measured.tables[""]}
         found = replace(found, readers=compare_readers([p for p in pairs if p.case in kept], readers, protocol))
     write_evaluation(found, output)
-    places = report_evaluation(
+    written = report_evaluation(
         found,
         output,
         pairs=pairs,
@@ -258,7 +258,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
         max_pictures=conf["max_pictures"],
         viewer_limit_mb=conf["viewer_limit_mb"],
     )
-    print_table(found, {**places, "figures": output / "evaluation.json"})
+    print_table(found, {**written, "figures": output / "evaluation.json"})
     if found.failed:
         cases = some(failure.case for failure in found.failed)
         message = (
@@ -316,11 +316,15 @@ def _compare(conf: dict[str, Any]) -> None:
         ).tables[WHOLE]
         for name in models
     }
+    primary_rate = conf["primary_rate"]
+    if primary_rate == "auto":
+        has_masks = any(table.is_mask and len(table.candidates) for of in tables.values() for table in of)
+        primary_rate = None if has_masks else 1.0
     found = compare_tables(
         tables["a"],
         tables["b"],
         protocol,
-        primary_rate=conf["primary_rate"],
+        primary_rate=primary_rate,
         num_permutations=conf["num_permutations"],
     )
     places = {name: str(place) for name, place in models.items()}

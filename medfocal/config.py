@@ -60,7 +60,6 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "max_pictures": (0, math.inf),
     "viewer_limit_mb": (0, math.inf),
     "workers": (1, math.inf),
-    "primary_rate": (0, math.inf),
     "num_permutations": (1, math.inf),
 }
 
@@ -153,7 +152,7 @@ class EvaluateConfig(CommonConfig):
     manifest: str | None = None
     readers: Any = None  # a list of places, or the path of a dataset file; `_check_readers` holds it to that
     output: str = MISSING
-    classes: dict[str, list[int]] | None = None
+    classes: Any = None  # a mapping of names to lists of label values; `reading_of` holds it to that
     ignore: str | None = None
     ignore_value: int | None = None
     instances: str = MISSING
@@ -178,9 +177,9 @@ class CompareConfig(CommonConfig):
     b: str = MISSING
     manifest: str | None = None
     output: str = MISSING
-    primary_rate: float | None = None
+    primary_rate: Any = MISSING  # a rate, null or auto; `_check_primary_rate` holds it to that
     num_permutations: int = MISSING
-    classes: dict[str, list[int]] | None = None
+    classes: Any = None  # a mapping of names to lists of label values; `reading_of` holds it to that
     ignore: str | None = None
     ignore_value: int | None = None
     instances: str = MISSING
@@ -360,6 +359,7 @@ def check(conf: DictConfig) -> dict[str, Any]:
         "trainer": _check_training,
         "readers": _check_readers,
         "instances": _check_reading,
+        "primary_rate": _check_primary_rate,
         "figure": _check_figure,
     }
     for key, check_part in of_verbs.items():
@@ -495,6 +495,14 @@ def _check_reading(values: Mapping[str, Any]) -> None:
         if given:
             message = f"readers are compared without {', '.join(given)}; leave out one or the other"
             raise ConfigError(message)
+
+
+def _check_primary_rate(values: Mapping[str, Any]) -> None:
+    given = values["primary_rate"]
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    if given not in (None, "auto") and not (is_number and 0 <= given < math.inf):
+        message = f"primary_rate must be false positives per case, 0 or more, or null, or auto, got {given!r}"
+        raise ConfigError(message)
 
 
 def reading_of(values: Mapping[str, Any]) -> Any:

@@ -89,7 +89,7 @@ def number_hills(
 
 
 def _join(part: NDArray[np.int64], top: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
-    """Make one of each two parts, in place; a part bears the lowest number of its runs, and its top stands there."""
+    """Make one of each two parts, in place; a part bears the number of one of its runs, where its top stands."""
     apart = one != other
     if not apart.any():
         return
@@ -101,9 +101,9 @@ def _join(part: NDArray[np.int64], top: NDArray[np.int64], one: NDArray[np.int64
     renamed[old] = np.arange(len(old))
     pairs = (np.ones(len(ends) // 2, np.int8), tuple(renamed[ends].reshape(2, -1)))
     num_new, joined = csgraph.connected_components(csr_matrix(pairs, shape=(len(old), len(old))), directed=False)
-    lowest = np.empty(num_new, np.int64)
-    lowest[joined[::-1]] = old[::-1]
-    new = lowest[joined]
+    name = np.empty(num_new, np.int64)
+    name[joined] = old
+    new = name[joined]
     np.minimum.at(top, new, top[old])
     renamed[old] = new
     part[:] = renamed[part]

@@ -69,11 +69,15 @@ class Reading:
             raise ValueError(message)
         if self.classes is None:
             return
+        if not isinstance(self.classes, Mapping) or not self.classes:
+            message = f"classes must name label values, such as {{lesion: [1, 2]}}, or be null, got {self.classes!r}"
+            raise ValueError(message)
         for name, values in self.classes.items():
-            if not name or not values or any(value < 1 or value == self.ignore_value for value in values):
+            are_labels = isinstance(values, Sequence) and all(type(value) is int and value >= 1 for value in values)
+            if not name or not are_labels or not values or self.ignore_value in values:
                 message = (
                     f"classes: '{name}' must have a name and label values of 1 or more other than ignore_value"
-                    f" ({self.ignore_value}), got {list(values)}"
+                    f" ({self.ignore_value}), got {values}"
                 )
                 raise ValueError(message)
         if self.instances != "none":

@@ -307,6 +307,10 @@ class TestStore:
     ("arguments", "said"),
     [
         ({"classes": {"a": []}}, "classes: 'a' must have"),
+        ({"classes": {"a": 1}}, "classes: 'a' must have"),
+        ({"classes": {"a": [1.5]}}, "classes: 'a' must have"),
+        ({"classes": {}}, "classes must name label values"),
+        ({"classes": [1, 2]}, r"classes must name label values.*\[1, 2\]"),
         ({"classes": {"": [1]}}, "must have a name"),
         ({"classes": {"a": [0]}}, r"label values of 1 or more.*\[0\]"),
         ({"classes": {"a": [1, 9]}, "ignore_value": 9}, "other than ignore_value .9."),

@@ -429,6 +429,20 @@ def test_one_plane_can_fill_the_view(page):
 
 
 @needs_viewer
+@pytest.mark.parametrize(("view", "right", "down"), [("0", 1, -1), ("1", 1, -1), ("2", -1, -1)])
+def test_the_patient_lies_in_the_viewer_as_in_the_pictures(page, view, right, down):
+    """The lesion lies to the left, anterior and superior of the middle of the block."""
+    open_viewer(page, "missed-1")
+    choose(page, "#viewer [name=view]", view)
+    time.sleep(0.2)
+    picture = stage(page)
+    lesion = np.argwhere(picture[..., 2] - picture[..., 0] > 0.1).mean(axis=0)
+    block = np.argwhere(picture.mean(axis=-1) > 0.4)
+    middle = (block.min(axis=0) + block.max(axis=0)) / 2
+    assert (np.sign(lesion - middle) == (down, right)).all()
+
+
+@needs_viewer
 def test_everything_in_the_viewer_has_a_name_and_the_tab_key_stays_inside(page):
     open_viewer(page, "missed-1")
     for _ in range(12):

@@ -192,5 +192,6 @@ def test_the_page_with_the_viewer_carries_the_licence_of_its_script(tmp_path):
     images = {"first": case(), "second": case()}.get
     page = write_report(tmp_path / "r.html", title="t", evaluation=bare(), images=images).read_text("utf-8")
     assert "BSD 2-Clause" in page
+    assert "This page holds the images of 2 cases: who gets it gets them." in page
     assert page.count('type="application/octet-stream"') == 7
     assert "pip install" not in page

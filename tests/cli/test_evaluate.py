@@ -1,0 +1,148 @@
+"""`medfocal evaluate` from the command line to its files: bad cases, classes, other rules, a kill in the middle."""
+
+import json
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+from commands import run, start
+
+from medfocal.volume import Volume, write_volume
+
+AFFINE = np.diag([0.5, 1.0, 3.0, 1.0])
+WORDS = ("evaluate", "reference=reference", "prediction=prediction", "output=out")
+FEW = "protocol.num_resamples=20"
+
+
+def write(path, boxes, *, shape=(12, 10, 8), affine=AFFINE):
+    """Boxes along i, 2 x 2 voxels thick, each with its value."""
+    array = np.zeros(shape, np.uint8)
+    for first, end, value in boxes:
+        array[first:end, 3:5, 2:4] = value
+    path.parent.mkdir(exist_ok=True)
+    write_volume(path, Volume(array, affine))
+
+
+@pytest.fixture
+def home(tmp_path):
+    """Three cases: class 1 found and class 2 missed in each."""
+    for name in "abc":
+        write(tmp_path / "reference" / f"{name}.nii.gz", [(1, 4, 1), (6, 9, 2)])
+        write(tmp_path / "prediction" / f"{name}.nii.gz", [(2, 4, 1)])
+    return tmp_path
+
+
+def written(home, name="evaluation.json"):
+    return json.loads((home / "out" / name).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("fault", ["cut off", "grid", "probability above 1"])
+def test_bad_case_is_named_and_left_out_and_the_rest_goes_on_with_exit_code_3(home, fault):
+    bad = home / "prediction" / "b.nii.gz"
+    if fault == "cut off":
+        bad.write_bytes(bad.read_bytes()[:40])
+    elif fault == "grid":
+        write(bad, [(2, 4, 1)], affine=np.diag([0.5, 1.0, 4.0, 1.0]))
+    else:
+        write_volume(bad, Volume(np.linspace(0, 1.5, 960).reshape(12, 10, 8), AFFINE))
+    ended = run(*WORDS, FEW, folder=home)
+    assert ended.code == 3
+    assert "InputError: 1 of 3 cases could not be evaluated and are left out: b." in ended.err
+    assert "Traceback" not in ended.err
+    found = written(home)
+    assert (found["num_cases"], found["num_lesions"], found["num_detected_lesions"]) == (2, 4, 2)
+    assert [failure["case"] for failure in found["failed"]] == ["b"]
+    assert found["warnings"][0].startswith("1 cases could not be evaluated")
+    page = (home / "out" / "report.html").read_text("utf-8")
+    assert "could not be evaluated" in page
+    assert "b.nii.gz" in page
+
+
+def test_classes_have_a_folder_each_and_stand_in_the_figures_of_all(home):
+    ended = run(*WORDS, FEW, "classes={first: [1], second: [2], both: [1, 2]}", folder=home)
+    assert (ended.code, ended.err) == (0, "")
+    found = written(home)
+    assert (found["num_lesions"], found["num_detected_lesions"]) == (6, 3)
+    counts = {name: (of["num_detected_lesions"], of["num_lesions"]) for name, of in found["classes"].items()}
+    assert counts == {"first": (3, 3), "second": (0, 3), "both": (3, 6)}
+    second = written(home, "class_second/evaluation.json")
+    assert second["num_lesions"] == 3
+    assert (home / "out" / "class_second" / "report.html").is_file()
+    assert "class second" in ended.out
+
+
+def test_another_protocol_reads_no_image_again(home):
+    assert run(*WORDS, FEW, "surface=false", folder=home).code == 0
+    for path in (home / "prediction").iterdir():  # unreadable, but of the same size and time
+        state = path.stat()
+        path.write_bytes(b"x" * state.st_size)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    ended = run(
+        *WORDS,
+        FEW,
+        "surface=false",
+        "protocol.hit_rule=iou",
+        "protocol.hit_threshold=0.7",
+        "max_pictures=0",
+        folder=home,
+    )
+    assert (ended.code, ended.err) == (0, "")
+    assert written(home)["num_detected_lesions"] == 0
+
+
+def test_killed_evaluation_goes_on_with_the_next_case(tmp_path):
+    shape = (120, 110, 90)
+    for number in range(40):
+        write(tmp_path / "reference" / f"{number:02}.nii.gz", [(1, 40, 1), (60, 90, 1)], shape=shape)
+        write(tmp_path / "prediction" / f"{number:02}.nii.gz", [(2, 40, 1)], shape=shape)
+    tables = tmp_path / "out" / "tables.jsonl"
+    started = start(*WORDS, FEW, folder=tmp_path)
+    while not tables.exists() or tables.read_bytes().count(b"\n") < 4:
+        assert started.process.is_alive(), "it was done before it could be killed"
+        time.sleep(0.001)
+    os.kill(started.process.pid, signal.SIGKILL)
+    started.process.join()
+    done = [line for line in tables.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    assert 4 <= len(done) < 41
+    assert not (tmp_path / "out" / "evaluation.json").exists()
+    assert run(*WORDS, FEW, folder=tmp_path).code == 0
+    after = tables.read_bytes().splitlines(keepends=True)
+    assert after[: len(done)] == done
+    assert len(after) == 41
+    assert written(tmp_path)["num_detected_lesions"] == 40
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("missing=none", "missing must be one of"),
+        ("extra=drop", "extra must be one of"),
+        ("instances=all", "instances must be one of"),
+        ("expect=masks", "expect must be one of"),
+        ("resample=linear", "resample must be nearest or null"),
+        ("workers=0", "workers must be 1 or more, got 0"),
+        ("classes={a: [0]}", "classes: 'a' must have"),
+        ("protocol.hit_threshold=0.5", "hit_rule=any_overlap has no hit_threshold"),
+        ("protocol=nothing", "nothing"),
+    ],
+)
+def test_setting_that_makes_no_sense_is_refused_before_any_file_is_read(home, override, said):
+    ended = run(*WORDS, override, folder=home)
+    assert ended.code == 2
+    assert said in ended.err
+    assert not (home / "out").exists()
+
+
+def test_readers_and_classes_together_are_refused(home):
+    ended = run(*WORDS, "readers=[a,b]", "classes={x: [1]}", folder=home)
+    assert ended.code == 2
+    assert "readers are compared without classes" in ended.err
+
+
+def test_two_processes_write_the_same_files(home):
+    assert run(*WORDS, FEW, folder=home).code == 0
+    first = {path.name: path.read_bytes() for path in (home / "out").iterdir() if path.suffix != ".html"}
+    assert run(*WORDS[:-1], "output=two", FEW, "workers=2", folder=home).code == 0
+    assert {path.name: path.read_bytes() for path in (home / "two").iterdir() if path.suffix != ".html"} == first
