@@ -7,7 +7,7 @@ import csv
 import json
 import math
 import os
-import tempfile
+import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -32,15 +32,11 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
         ResourceError: The folder cannot be made or written, or the disk is full.
     """
     path = Path(path)
-    temporary: Path | None = None
+    # The name is known before the file exists, so that a signal between the two leaves nothing behind.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         make_folder(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        temporary = Path(name)
-        # mkstemp makes files private; a result is as readable as any other file of the user.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.fchmod(handle, 0o666 & ~umask)
+        handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         keywords: dict[str, Any] = (
             {}
             if mode == "wb"
@@ -56,14 +52,14 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        ours = temporary is None or error.filename is None or Path(error.filename) in {path, temporary}
+        ours = error.filename is None or Path(error.filename) in {path, temporary}
         if not ours:  # of another file that the caller touched meanwhile
             raise
         message = f"cannot write '{path}': {error.strerror or error}. Free space or choose another folder."
         raise ResourceError(message) from error
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # written, or there never was a folder
+            temporary.unlink()
 
 
 def make_folder(path: Path) -> Path:

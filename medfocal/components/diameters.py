@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull
 
 # Points of a set above which its hull is cheaper to find than all its distances.
 HULL_POINTS = 256
@@ -155,6 +154,8 @@ def _longest_of_each(places: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _longest_of_many(points: NDArray[np.int64], places: NDArray[np.float64]) -> float:
     """Of one large set. Its points in space, corners of voxels, never lie in a plane."""
+    from scipy.spatial import ConvexHull  # `--help` does without
+
     if points.shape[1] == 3:
         places = places[ConvexHull(points).vertices]
     square, longest = (places**2).sum(axis=1), 0.0

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csgraph, csr_matrix
 
 from medfocal.components.boxes import box_of, label, other_axes
 from medfocal.components.runs import Runs
@@ -90,6 +89,8 @@ def number_hills(
 
 def _join(part: NDArray[np.int64], top: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64]) -> None:
     """Make one of each two parts, in place; a part bears the number of one of its runs, where its top stands."""
+    from scipy.sparse import csgraph, csr_matrix  # `--help` does without
+
     apart = one != other
     if not apart.any():
         return

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csgraph, csr_matrix
 
 # Steps to those of the 8 lines beside a line that come after it, and by connectivity how far beyond its own ends a run
 # reaches there; None: it doesn't.
@@ -63,6 +62,8 @@ class Runs:
 
     def parts(self, connectivity: int) -> NDArray[np.int32]:
         """Part of each run from 0, in no special order, int32 (n,); for runs that go to where voxels end."""
+        from scipy.sparse import csgraph, csr_matrix  # `--help` does without
+
         if not len(self):
             return np.zeros(0, np.int32)
         neighbour, count = self._later_neighbours(connectivity)

@@ -36,20 +36,11 @@ class TableStore:
         self._path = Path(path)
         self._head = {"medfocal_tables": FORMAT, "version": __version__, "made_by": plain(dict(made_by))}
         self._file: IO[bytes] | None = None
+        self._end = 0
         self._known: dict[str, tuple[list[Any], dict[str, Any]]] = {}
 
     def __enter__(self) -> Self:
-        make_folder(self._path.parent)
-        end = self._read()
-        try:
-            self._file = self._path.open("r+b" if end else "wb")
-            self._file.truncate(end)
-            self._file.seek(end)
-            if not end:
-                self._write(self._head)
-        except OSError as error:
-            message = f"cannot write '{self._path}': {error.strerror or error}. Free space or choose another folder."
-            raise ResourceError(message) from error
+        self._end = self._read()
         return self
 
     def __exit__(
@@ -74,6 +65,8 @@ class TableStore:
         Raises:
             ResourceError: The disk is full.
         """
+        if self._file is None:
+            self._open()
         self._write(
             {
                 "case": pair.case,
@@ -81,6 +74,19 @@ class TableStore:
                 "tables": {name: table.to_dict() for name, table in tables.items()},
             }
         )
+
+    def _open(self) -> None:
+        """Open the file behind what was read of it; an evaluation that fails before its first case leaves none."""
+        make_folder(self._path.parent)
+        try:
+            self._file = self._path.open("r+b" if self._end else "wb")
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+        except OSError as error:
+            message = f"cannot write '{self._path}': {error.strerror or error}. Free space or choose another folder."
+            raise ResourceError(message) from error
+        if not self._end:
+            self._write(self._head)
 
     def _write(self, value: Mapping[str, Any]) -> None:
         assert self._file is not None

@@ -265,12 +265,11 @@ def visible(curve: Sequence[tuple[float, float]], end: float) -> list[tuple[floa
     Ten thousand cases give a hundred thousand corners, which would make the page heavy.
     """
     kept: list[tuple[float, float]] = []
-    for corner in curve:
-        beyond = corner[0] > end
-        far = kept and (corner[0] - kept[-1][0] > 0.002 * (1 + kept[-1][0]) or corner[1] - kept[-1][1] > 0.002)
-        if beyond or far or not kept:
+    for number, corner in enumerate(curve, start=1):
+        last = corner[0] > end or number == len(curve)
+        if last or not kept or corner[1] - kept[-1][1] > 0.002:
             kept.append(corner)
-        if beyond:
+        if last:
             break
     return kept
 

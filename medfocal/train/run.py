@@ -278,6 +278,7 @@ def _evaluate_split(
                 case=case.name,
                 patient=case.patient,
                 protocol=protocol,
+                surface=True,
             )
         )
     return evaluate_cases(results, protocol)
