@@ -7,6 +7,7 @@ indices are `(i, j, k)`. NIfTI is read by nibabel, MHA and NRRD by SimpleITK.
 from __future__ import annotations
 
 import gzip
+import io
 import itertools
 import math
 import os
@@ -14,7 +15,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,9 @@ LABEL_TOLERANCE = 1e-3
 
 # What a voxel grid can reasonably measure. Outside lies a header that was filled with something else.
 SPACING_LIMITS_MM = (1e-4, 1e3)
+
+# Tells zlib that a gzip header and a checksum, which it verifies, are around the data.
+_GZIP = 16 + zlib.MAX_WBITS
 
 # A header is 348 bytes (NIfTI-1) or 540 (NIfTI-2).
 NIFTI_HEADER_BYTES = 540
@@ -146,7 +150,7 @@ def read_volume(path: Path, *, order: Literal["C", "K"] = "C") -> Volume:
     Args:
         path: `.nii`, `.nii.gz`, `.hdr`/`.img`, `.mha`, `.mhd` or `.nrrd`.
         order: Memory order of the array: "C", or "K", as the file has it, which saves a pass that takes as long as
-            unpacking.
+            unpacking; it may not be writeable.
 
     Returns:
         The volume, in the order in which the file stores its axes.
@@ -171,7 +175,10 @@ def read_volume(path: Path, *, order: Literal["C", "K"] = "C") -> Volume:
     except MemoryError as error:
         message = f"the file '{path}' does not fit into memory"
         raise InputError(message) from error
-    return volume if order == "K" else volume.with_array(np.ascontiguousarray(volume.array))
+    if order == "K":
+        return volume
+    array = np.ascontiguousarray(volume.array)
+    return volume.with_array(array if array.flags.writeable else array.copy())
 
 
 def read_labels(path: Path) -> Volume:
@@ -301,7 +308,14 @@ def _read_nifti(path: Path, ending: str) -> Volume:
         affine = np.asarray(image.affine, dtype=np.float64)
         _check_affine(path, affine)
         plain = (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
-        array: NDArray[Any] = image.dataobj.get_unscaled() if plain else np.asarray(image.dataobj, dtype=np.float32)
+        array: NDArray[Any]
+        if not plain:
+            array = np.asarray(image.dataobj, dtype=np.float32)
+        elif ending in PAIR_ENDINGS:
+            array = image.dataobj.get_unscaled()
+        else:  # a view of what was read, without another copy
+            count, first = math.prod(image.shape), int(image.dataobj.offset)
+            array = np.frombuffer(content, image.dataobj.dtype, count, first).reshape(image.shape, order="F")
     except damaged as error:
         message = f"the file '{path}' is damaged or not NIfTI: {_short(error)}. Fetch or export it again."
         raise InputError(message) from error
@@ -312,31 +326,44 @@ def _read_nifti(path: Path, ending: str) -> Volume:
 
 def _read_bytes(path: Path) -> bytes:
     """Whole content; a gzip stream is decompressed and its checksum and length are verified."""
-    with path.open("rb") as raw:
-        zipped = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
-        if path.name.endswith(".gz") and not zipped:
-            message = (
-                f"the file '{path}' is named .gz but is not gzip. "
-                "If it is plain NIfTI, rename it to end with .nii; otherwise fetch it again."
-            )
+    content = path.read_bytes()
+    zipped = content[:2] == b"\x1f\x8b"
+    if path.name.endswith(".gz") and not zipped:
+        message = (
+            f"the file '{path}' is named .gz but is not gzip. "
+            "If it is plain NIfTI, rename it to end with .nii; otherwise fetch it again."
+        )
+        raise InputError(message)
+    return _unpack(path, content) if zipped else content
+
+
+def _unpack(path: Path, packed: bytes) -> bytes:
+    """Unpack a gzip file, of one member or several, each in one call: the gzip module's small steps take longer."""
+    with gzip.GzipFile(fileobj=io.BytesIO(packed)) as stream:
+        start = stream.read(NIFTI_HEADER_BYTES)
+    promised = _promised_bytes(_stated_header(path, start))
+    if promised > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise MemoryError
+    room = promised + (1 << 24)  # a hostile gzip can unpack to any size
+    pieces = []
+    while packed:
+        member = zlib.decompressobj(_GZIP)
+        try:
+            pieces.append(member.decompress(packed, room + 1))
+        except zlib.error as error:
+            if "data check" not in str(error):
+                raise
+            message = "gzip CRC check failed, so bytes have changed"
+            raise gzip.BadGzipFile(message) from error
+        room -= len(pieces[-1])
+        if room < 0:
+            message = f"the file '{path}' unpacks to far more than the {promised} bytes its header states"
             raise InputError(message)
-        if not zipped:
-            return raw.read()
-        stream: IO[bytes] = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]  # it reads bytes
-        pieces = [stream.read(NIFTI_HEADER_BYTES)]
-        stated = _stated_header(path, pieces[0])
-        promised = _promised_bytes(stated)
-        if promised > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
-            raise MemoryError
-        surplus = len(pieces[0]) - promised
-        while piece := stream.read(1 << 20):  # reading to the end verifies the checksum
-            pieces.append(piece)
-            surplus += len(piece)
-            if surplus > 1 << 24:  # a hostile gzip can unpack to any size
-                message = f"the file '{path}' unpacks to far more than the {promised} bytes its header states"
-                raise InputError(message)
-        return b"".join(pieces)
+        if not member.eof:
+            message = "the gzip stream ends before its end mark"
+            raise EOFError(message)
+        packed = member.unused_data.lstrip(b"\0")  # tapes and block devices pad with zeros
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _stated_header(path: Path, start: bytes) -> Any:

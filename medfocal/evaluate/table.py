@@ -102,12 +102,11 @@ class CaseTable:
     missing: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Give plain values, which JSON can hold without loss; NaN becomes None (`medfocal.files.plain`)."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _PART_FIELDS}
-        parts = {name: {f.name: getattr(getattr(self, name), f.name) for f in fields(Parts)} for name in _SIDES}
-        overlaps = {f.name: getattr(self.overlaps, f.name) for f in fields(Overlaps)}
-        values: dict[str, Any] = plain({**own, **parts, "overlaps": overlaps})
-        return values
+        """Give plain values, which JSON can hold without loss; NaN becomes None."""
+        own = {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in _PART_FIELDS}
+        parts = {name: {f.name: _plain(getattr(getattr(self, name), f.name)) for f in fields(Parts)} for name in _SIDES}
+        overlaps = {f.name: _plain(getattr(self.overlaps, f.name)) for f in fields(Overlaps)}
+        return {**own, **parts, "overlaps": overlaps}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CaseTable:
@@ -135,6 +134,13 @@ _SIDES = ("lesions", "candidates")
 _PART_FIELDS = (*_SIDES, "overlaps")
 _SHAPES = {"centroid_voxel": (-1, 3), "centroid_mm": (-1, 3), "bounding_box": (-1, 3, 2)}
 _WHOLE = ("num_voxels", "bounding_box", "ignored_voxels")
+
+
+def _plain(value: Any) -> Any:
+    """Turn a column into lists. Ten thousand cases have a million columns, so that only those with NaN are gone through."""
+    if isinstance(value, np.ndarray) and not (value.dtype.kind == "f" and np.isnan(value).any()):
+        return value.tolist()
+    return plain(value)
 
 
 def _column(name: str, values: list[Any]) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from medfocal.errors import GeometryError, InputError, MedfocalError
-from medfocal.volume import read_volume
+from medfocal.volume import Volume, read_volume, write_volume
 
 SHAPE = (12, 10, 8)
 AFFINE = np.diag([0.5, 1.0, 3.0, 1.0])
@@ -116,6 +116,38 @@ def test_a_gzip_bomb_is_given_up_soon_after_what_its_header_states(tmp_path):
 def test_a_little_padding_behind_the_voxels_is_no_fault(tmp_path):
     for ending in ENDINGS:
         np.testing.assert_array_equal(read_volume(written(tmp_path, content() + bytes(512), ending)).array, VALUES)
+
+
+def test_gzip_members_one_after_another_and_zeros_behind_them_are_read(tmp_path):
+    """As bgzip writes them, and tapes pad them."""
+    write_volume(tmp_path / "a.nii", Volume(np.arange(24, dtype=np.uint8).reshape(4, 3, 2), np.eye(4)))
+    whole = (tmp_path / "a.nii").read_bytes()
+    packed = b"".join(gzip.compress(whole[start : start + 100]) for start in range(0, len(whole), 100))
+    first = gzip.compress(whole[:360]) + gzip.compress(whole[360:])
+    for number, content in enumerate((first, first + bytes(512))):
+        path = tmp_path / f"{number}.nii.gz"
+        path.write_bytes(content)
+        assert np.array_equal(read_volume(path).array, np.arange(24).reshape(4, 3, 2))
+    (tmp_path / "b.nii.gz").write_bytes(first + b"rubbish")
+    with pytest.raises(InputError, match="damaged"):
+        read_volume(tmp_path / "b.nii.gz")
+    (tmp_path / "c.nii.gz").write_bytes(packed)
+    assert read_volume(tmp_path / "c.nii.gz").shape == (4, 3, 2)
+
+
+def test_array_in_the_files_own_order_is_the_same_array(tmp_path):
+    array = np.arange(24, dtype=np.int16).reshape(4, 3, 2)
+    for name in ("a.nii", "a.nii.gz"):
+        write_volume(tmp_path / name, Volume(array, np.eye(4)))
+        assert np.array_equal(read_volume(tmp_path / name, order="K").array, array)
+        assert read_volume(tmp_path / name).array.flags.writeable
+        assert read_volume(tmp_path / name).array.flags.c_contiguous
+
+
+def test_a_line_of_voxels_can_be_written_to(tmp_path):
+    """It lies in C and in Fortran order at once, so that no copy is made on the way from one to the other."""
+    write_volume(tmp_path / "a.nii.gz", Volume(np.zeros((5, 1, 1), np.uint8), np.eye(4)))
+    read_volume(tmp_path / "a.nii.gz").array[2] = 1
 
 
 def test_a_truncated_gzip_stream_is_damaged(tmp_path):
