@@ -1,6 +1,8 @@
 """The evaluation of a case beside the plain way: time and memory on one thread; writes a page of docs/benchmarks.
 
-python tests/benchmarks/evaluate.py [--repeats 15] [--runs 2] [--output PAGE.md]
+python tests/benchmarks/evaluate.py [--repeats 15] [--runs 2] [--panoptica PYTHON] [--cases 1000] [--output PAGE.md]
+
+PYTHON is the interpreter of an environment with panoptica 2.1.7, which need not have medfocal.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from evaluate_files import READ
 from evaluate_measure import (
     COUNT,
     DENSE,
@@ -35,6 +40,8 @@ from evaluate_measure import (
     report,
 )
 
+PEER_MUST, PEER_AIM = 0.1, 0.03
+FILES_MUST, FILES_AIM = 1.3, 1.1
 METHODS = (COUNT, DENSE, PARTS, JUDGED, WHOLE, DIAMETERS)
 
 
@@ -52,6 +59,87 @@ def measure_run(repeats: int) -> Figures:
                 },
             }
     return run
+
+
+PEER, OURS = "panoptica", "medfocal"
+
+
+def measure_peer(python: str, repeats: int) -> dict[str, Any]:
+    """Seconds of panoptica and of ours on case A, taking turns, and what both found."""
+    with tempfile.TemporaryDirectory() as folder:
+        for role, mask in zip(("reference", "prediction"), PROBLEMS[0].masks("C"), strict=True):
+            np.save(Path(folder) / f"{role}.npy", mask)
+        environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+        environment["PANOPTICA_CITATION_REMINDER"] = "false"
+        script = str(Path(__file__).with_name("evaluate_peer.py"))
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        programs = {
+            name: subprocess.Popen([interpreter, script, name, folder], env=environment, **pipes)
+            for name, interpreter in ((PEER, python), (OURS, sys.executable))
+        }
+        found: dict[str, Any] = {name: {"times": []} for name in programs}
+        for round_number in range(repeats):
+            names = list(programs)[:: 1 if round_number % 2 else -1]
+            for name in names:
+                seconds, figures = ask(programs[name])
+                found[name]["times"].append(1e3 * seconds)
+                found[name]["figures"] = figures
+        for program in programs.values():
+            program.stdin.close()
+            program.wait()
+    return found
+
+
+def ask(program: subprocess.Popen) -> tuple[float, dict[str, float]]:
+    """Have one evaluation done."""
+    program.stdin.write("\n")
+    program.stdin.flush()
+    return tuple(json.loads(program.stdout.readline()))
+
+
+def measure_files(num_cases: int, repeats: int) -> dict[str, list[float]]:
+    """Seconds of reading many files and of evaluating them."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    task = json.dumps({"num_cases": num_cases, "repeats": repeats})
+    words = [sys.executable, str(Path(__file__).with_name("evaluate_files.py")), task]
+    done = subprocess.run(words, check=True, env=environment, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def render_peer(runs: list[dict[str, Any]]) -> list[str]:
+    """Times of both, their ratio, and what both found."""
+    lines = [
+        "## All figures of case A beside panoptica",
+        "",
+        "Dice, normalised surface distance and HD95 of every pair by panoptica (bipartite, Dice above 0); ours: the whole",
+        "table of the case, with diameters, all surface figures of the case and of every pair, and the judging. ms, one",
+        f"thread each, taking turns; must {PEER_MUST:g}, aim {PEER_AIM:g}.",
+        "",
+        *table(["", *(f"run {number}" for number in range(1, len(runs) + 1))]),
+    ]
+    lines += [f"| {name} | {' | '.join(quartiles(run[name]['times']) for run in runs)} |" for name in (PEER, OURS)]
+    ratios = [quarter(run[OURS]["times"]) / quarter(run[PEER]["times"]) for run in runs]
+    lines.append(f"| ratio of lower quartiles | {' | '.join(f'{ratio:.3f}' for ratio in ratios)} |")
+    for figure in runs[0][PEER]["figures"]:
+        values = [" and ".join(f"{run[name]['figures'][figure]:.6g}" for name in (PEER, OURS)) for run in runs]
+        lines.append(f"| {figure}, by both | {' | '.join(values)} |")
+    return [*lines, ""]
+
+
+def render_files(times: dict[str, list[float]], num_cases: int) -> list[str]:
+    """Wall times and their ratios."""
+    lines = [
+        f"## {num_cases:,} cases of A's kind from .nii.gz",
+        "",
+        "Wall time in s of two processes, each round; the files are in the cache of the disk. Evaluating writes every",
+        f"file but the page. A ratio is of a round's times; must {FILES_MUST:g}, aim {FILES_AIM:g}.",
+        "",
+        *table(["", *(f"round {n}" for n in range(1, len(times[READ]) + 1)), "ratio to reading"]),
+    ]
+    for name, values in times.items():
+        ratios = "; ".join(f"{a / b:.2f}" for a, b in zip(values, times[READ], strict=True))
+        lines.append(f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} | {ratios} |")
+    return [*lines, ""]
 
 
 def in_process(**task: Any) -> Any:
@@ -196,6 +284,8 @@ def main(words: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15, help="rounds, at least 2")
     parser.add_argument("--runs", type=int, default=2, help="how often all is measured")
+    parser.add_argument("--panoptica", metavar="PYTHON", help="interpreter that has panoptica")
+    parser.add_argument("--cases", type=int, default=1000, help="cases to read from files; 0: none")
     parser.add_argument("--output", type=Path, default=ROOT / "docs/benchmarks/evaluate-cpu.md", help="the page")
     options = parser.parse_args(words)
     if options.repeats < 2 or options.runs < 1:
@@ -204,9 +294,17 @@ def main(words: list[str]) -> None:
     for number in range(1, options.runs + 1):
         report(f"run {number} of {options.runs}")
         runs.append(measure_run(options.repeats))
+    more: list[str] = []
+    if options.panoptica:
+        report("panoptica")
+        more += render_peer([measure_peer(options.panoptica, options.repeats) for _ in range(options.runs)])
+    if options.cases:
+        report("files")
+        more += render_files(measure_files(options.cases, 3), options.cases)
+    words = [word if word != options.panoptica else "PYTHON" for word in words]
     command = " ".join(["python tests/benchmarks/evaluate.py", *words])
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(render(runs, repeats=options.repeats, command=command, load=load))
+    options.output.write_text("\n".join([render(runs, repeats=options.repeats, command=command, load=load), *more]))
     print(f"wrote {options.output}")
 
 
