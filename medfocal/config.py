@@ -16,13 +16,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medfocal.errors import ConfigError
 from medfocal.train.settings import TrainerSettings
+
+if TYPE_CHECKING:
+    from medfocal.evaluate import Protocol  # importing it imports numpy, which `--help` does without
 
 VERBS = ("phantom", "check", "train", "predict", "evaluate", "compare", "suspect", "info")
 
@@ -144,13 +147,10 @@ class PredictConfig(CommonConfig):
 
 
 @dataclass
-class EvaluateConfig(CommonConfig):
-    """medfocal evaluate."""
+class ReadingConfig(CommonConfig):
+    """What `evaluate` and `compare` have: how files are paired and read, and the rules."""
 
-    reference: str | None = None
-    prediction: str | None = None
     manifest: str | None = None
-    readers: Any = None  # a list of places, or the path of a dataset file; `_check_readers` holds it to that
     output: str = MISSING
     classes: Any = None  # a mapping of names to lists of label values; `reading_of` holds it to that
     ignore: str | None = None
@@ -160,35 +160,32 @@ class EvaluateConfig(CommonConfig):
     resample: str | None = None
     missing: str = MISSING
     extra: str = MISSING
-    surface: bool = MISSING
     workers: int = MISSING
-    images: str | None = None
-    max_pictures: int = MISSING
-    viewer_limit_mb: float = MISSING
     protocol: dict[str, Any] = MISSING
 
 
 @dataclass
-class CompareConfig(CommonConfig):
+class EvaluateConfig(ReadingConfig):
+    """medfocal evaluate."""
+
+    reference: str | None = None
+    prediction: str | None = None
+    readers: Any = None  # a list of places, or the path of a dataset file; `_check_readers` holds it to that
+    surface: bool = MISSING
+    images: str | None = None
+    max_pictures: int = MISSING
+    viewer_limit_mb: float = MISSING
+
+
+@dataclass
+class CompareConfig(ReadingConfig):
     """medfocal compare."""
 
     reference: str = MISSING
     a: str = MISSING
     b: str = MISSING
-    manifest: str | None = None
-    output: str = MISSING
     primary_rate: Any = MISSING  # a rate, null or auto; `_check_primary_rate` holds it to that
     num_permutations: int = MISSING
-    classes: Any = None  # a mapping of names to lists of label values; `reading_of` holds it to that
-    ignore: str | None = None
-    ignore_value: int | None = None
-    instances: str = MISSING
-    expect: str = MISSING
-    resample: str | None = None
-    missing: str = MISSING
-    extra: str = MISSING
-    workers: int = MISSING
-    protocol: dict[str, Any] = MISSING
 
 
 @dataclass
@@ -293,12 +290,13 @@ def compose(verb: str, overrides: Sequence[str] = (), *, with_hydra: bool = Fals
         raise ConfigError(_describe(verb, overrides, error)) from error
 
 
-def _compose(verb: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+def _compose(name: str, overrides: Sequence[str], *, with_hydra: bool = False) -> DictConfig:
+    """Compose the file of this name in `conf/`."""
     import hydra
 
     register()
     with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3", job_name="medfocal"):
-        conf: DictConfig = hydra.compose(verb, overrides=list(overrides), return_hydra_config=with_hydra)
+        conf: DictConfig = hydra.compose(name, overrides=list(overrides), return_hydra_config=with_hydra)
     return conf
 
 
@@ -559,6 +557,31 @@ def construct(group: str, values: Mapping[str, Any]) -> Any:
         ConfigError: Its constructor refuses the arguments.
     """
     return _reworded(group, functools.partial(_load(CONSTRUCTED[group]), **_own(group, values)))
+
+
+def named_protocol(name: str) -> Protocol:
+    """Give the protocol of `conf/protocol/NAME.yaml`, as `protocol=NAME` on the command line does.
+
+    Args:
+        name: Such as "picai".
+
+    Raises:
+        ConfigError: There is none of that name.
+
+    Example:
+        >>> named_protocol("picai").hit_rule
+        'iou'
+    """
+    names = sorted(path.stem for path in (conf_directory() / "protocol").glob("*.yaml"))
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        message = f"there is no protocol '{name}'{hint}. Protocols: {', '.join(names)}."
+        raise ConfigError(message)
+    stated = OmegaConf.to_container(_compose(f"protocol/{name}", ()).protocol, resolve=True)
+    assert isinstance(stated, dict)
+    protocol: Protocol = construct("protocol", {str(key): value for key, value in stated.items()})
+    return protocol
 
 
 def resolve_target(group: str, values: Mapping[str, Any]) -> Any:

@@ -128,14 +128,8 @@ def _points_inside(table: CaseTable) -> Hits:
 
 def shared_voxels(table: CaseTable, lesion: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.int64]:
     """Count the voxels that each pair shares; 0 for a pair that is not in the table's overlaps."""
-    overlaps = table.overlaps
-    if len(overlaps) == 0:
-        return np.zeros(len(lesion), np.int64)
-    base = len(table.candidates) + 1
-    known = overlaps.lesion * base + overlaps.candidate  # rises, as overlaps lie by lesion and then by candidate
-    wanted = lesion * base + candidate
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.where(known[place] == wanted, overlaps.num_voxels[place], 0)
+    # The row -1 of a pair that is not there takes the 0 at the end.
+    return np.append(table.overlaps.num_voxels, 0)[table.overlaps.rows_of(lesion, candidate)]
 
 
 def _covered_together(table: CaseTable, protocol: Protocol) -> tuple[Hits, Hits]:

@@ -31,6 +31,15 @@ class Overlaps:
     def __len__(self) -> int:
         return len(self.num_voxels)
 
+    def rows_of(self, lesion: NDArray[np.int64], candidate: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the row of each pair of a lesion and a candidate, by their numbers; -1 for one that is not here."""
+        if not len(self):
+            return np.full(len(lesion), -1, np.int64)
+        base = int(max(self.candidate.max(), candidate.max(initial=0))) + 1
+        known, wanted = self.lesion * base + self.candidate, lesion * base + candidate
+        row = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+        return np.where(known[row] == wanted, row, -1).astype(np.int64)
+
 
 def find_overlaps(lesions: NumberedVoxels, candidates: NumberedVoxels, grown: NumberedVoxels | None = None) -> Overlaps:
     """Count the voxels that each lesion shares with each candidate.

@@ -63,6 +63,11 @@ class Pool:
         return len(self.case_patient)
 
     @property
+    def case_is_lesion_free(self) -> NDArray[np.bool_]:
+        """Whether the case has no lesion at all, not even an ignored one, bool (cases,)."""
+        return self.case_is_certain & (self.case_num_lesions == 0)
+
+    @property
     def num_lesions(self) -> int:
         """Counted lesions."""
         return len(self.lesion_case)
@@ -86,7 +91,7 @@ def pool(outcomes: Sequence[CaseOutcome]) -> Pool:
         return np.concatenate([column[kept] for column, kept in zip(columns, judged, strict=True)])
 
     found = of_lesions([outcome.lesion_confidence for outcome in outcomes])
-    diameters = [(f"{outcome.diameter}_diameter_mm") for outcome in outcomes]
+    diameters = [f"{outcome.diameter}_diameter_mm" for outcome in outcomes]
     return Pool(
         num_patients=int(case_patient.max(initial=-1)) + 1,
         case_patient=case_patient.astype(np.int64),

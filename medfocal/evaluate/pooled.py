@@ -287,6 +287,11 @@ def _warnings(tables: Sequence[CaseTable], cases: Pool, failed: Sequence[Failure
         found.append(few)
     masks = sum(table.is_mask and len(table.candidates) > 0 for table in tables)
     maps = sum(not table.is_mask for table in tables)
+    if masks and not maps:
+        found.append(
+            "The predictions are masks, whose candidates all have confidence 1: FROC, CPM and what ranks by confidence"
+            " rest on a single operating point. Evaluate probability maps for a curve."
+        )
     if masks and maps:
         found.append(
             f"{masks} predictions are masks, whose candidates all have confidence 1, and {maps} are probability maps:"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from medfocal.components import CONNECTIVITIES, Confidence
@@ -101,7 +101,8 @@ class Protocol:
         min_diameter_mm: Lesions below it are ignored: neither missed nor found, and a candidate that hits one and
             nothing else is neither true nor false. 0: none.
         min_volume_mm3: The same by volume.
-        min_candidate_volume_mm3: Candidates below it are left out before anything else. 0: none.
+        min_candidate_volume_mm3: Candidates below it hit nothing and are ignored; their voxels stay in voxel figures.
+            0: none.
         max_ignored_share: A lesion or candidate of which more than this share lies in the region to be ignored is
             ignored.
         diameter_edges_mm: Borders of the strata by diameter, rising.
@@ -213,10 +214,6 @@ class Protocol:
         """Give the rules that tables are made by; under candidates="threshold" the threshold is one of them."""
         names = (*SHAPING, "threshold") if self.candidates == "threshold" else SHAPING
         return {name: getattr(self, name) for name in names}
-
-    def with_threshold(self, threshold: float) -> Protocol:
-        """Give the same rules at another operating point."""
-        return replace(self, threshold=threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """Give every rule by its name, as evaluation.json prints it."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from medfocal.evaluate.judge import CaseOutcome, Verdict
 from medfocal.evaluate.pool import Pool, pool
 from medfocal.evaluate.ranking import case_auroc, free_response_ap
+from medfocal.evaluate.rows import pair_overlap
 
 #: False candidates per case at which LUNA16 and CAMELYON16 read the sensitivity.
 LUNA16_RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -120,15 +121,13 @@ def brats_met_20mm3(outcome: CaseOutcome) -> Figures:
     table = outcome.table
     counted, found = ~outcome.lesion_ignored, outcome.lesion_candidate > 0
     false = outcome.candidate_verdict == Verdict.FALSE
+    _, dice = pair_overlap(outcome)
     is_large = 1000 * table.lesions.volume_ml >= 20, 1000 * table.candidates.volume_ml >= 20
-    dice = np.zeros(len(found))
-    of_pair = table.candidates.num_voxels[outcome.lesion_candidate[found] - 1]
-    dice[found] = 2 * outcome.lesion_overlap_voxels[found] / (table.lesions.num_voxels[found] + of_pair)
     figures = {}
     for size, (lesions, candidates) in {"large": is_large, "small": (~is_large[0], ~is_large[1])}.items():
         num_found = int((counted & found & lesions).sum())
         num_parts = int((counted & lesions).sum()) + int((false & candidates).sum())
-        figures[f"{size}_lesion_wise_dice"] = _ratio(float(dice[lesions].sum()), num_parts)
+        figures[f"{size}_lesion_wise_dice"] = _ratio(float(dice[lesions & found].sum()), num_parts)
         figures[f"{size}_lesion_f1"] = _ratio(2 * num_found, num_found + num_parts)
     return figures
 
@@ -158,11 +157,7 @@ def panoptic(outcome: CaseOutcome) -> Figures:
         A. Kirillov et al., "Panoptic segmentation", CVPR 2019, equation 1.
     """
     counts = _Counts.of(outcome)
-    found = np.flatnonzero(outcome.lesion_candidate)
-    shared = outcome.lesion_overlap_voxels[found]
-    sizes = outcome.table.lesions.num_voxels[found]
-    sizes = sizes + outcome.table.candidates.num_voxels[outcome.lesion_candidate[found] - 1]
-    iou = float((shared / (sizes - shared)).sum())
+    iou = float(pair_overlap(outcome)[0][outcome.lesion_candidate > 0].sum())
     denominator = (counts.num_found + counts.num_lesions + counts.num_false) / 2
     return {
         "rq": _ratio(counts.num_found, denominator),

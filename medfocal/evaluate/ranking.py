@@ -147,8 +147,7 @@ def case_is_called(pool: Pool, threshold: float) -> NDArray[np.bool_]:
 
 def split_cases(pool: Pool) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Say which cases have lesions and which have none, bool (cases,); with only ignored lesions they are neither."""
-    has_lesions = pool.case_num_lesions > 0
-    return has_lesions, pool.case_is_certain & ~has_lesions
+    return pool.case_num_lesions > 0, pool.case_is_lesion_free
 
 
 def _average_precision(

@@ -151,21 +151,9 @@ def pair_surface(outcome: CaseOutcome) -> NDArray[np.float64]:
     table = outcome.table
     found = np.full((len(table.lesions), len(SURFACE_FIGURES)), math.nan)
     if table.pair_surface is not None:
-        places = _pair_places(outcome)
-        found[places >= 0] = table.pair_surface[places[places >= 0]]
+        rows = table.overlaps.rows_of(np.arange(1, len(found) + 1), outcome.lesion_candidate)
+        found[rows >= 0] = table.pair_surface[rows[rows >= 0]]
     return found
-
-
-def _pair_places(outcome: CaseOutcome) -> NDArray[np.int64]:
-    """Row in the table's overlaps of each lesion with its candidate; -1 where it has none or they share no voxel."""
-    overlaps = outcome.table.overlaps
-    base = len(outcome.table.candidates) + 1
-    key = overlaps.lesion * base + overlaps.candidate  # rising, as pairs are in order
-    wanted = np.arange(1, len(outcome.table.lesions) + 1) * base + outcome.lesion_candidate
-    if not len(key):
-        return np.full(len(wanted), -1, np.int64)
-    place = np.minimum(np.searchsorted(key, wanted), len(key) - 1)
-    return np.where(key[place] == wanted, place, -1).astype(np.int64)
 
 
 def pair_overlap(outcome: CaseOutcome) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

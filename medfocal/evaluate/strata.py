@@ -141,8 +141,7 @@ def claim(sensitivity: Rate) -> str:
     if not found:
         return f"None {counted} was found; that supports a sensitivity below {math.ceil(100 * sensitivity.high)} %."
     low, high = (f"{100 * end:.0f}" for end in (sensitivity.low, sensitivity.high))
-    verb = "was" if found == 1 else "were"
-    return f"{found:.0f} {counted} {verb} found; that supports a sensitivity between {low} and {high} %."
+    return f"These lesions support a sensitivity between {low} and {high} %, and no narrower claim."
 
 
 def _sensitivity(

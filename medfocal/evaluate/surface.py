@@ -9,6 +9,7 @@ DeepMind's surface-distance places its points between voxels and weighs them by 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
+from scipy.spatial.distance import cdist
 
 from medfocal.components import Components
 from medfocal.evaluate.overlap import Overlaps
@@ -24,6 +26,9 @@ from medfocal.evaluate.table import SURFACE_FIGURES
 #: A distance may exceed the tolerance by this share of it: affines in NIfTI headers are rounded to float32, so that a
 #: step of 1 mm may measure 1.00000004 mm.
 TOLERANCE_ROUNDING = 1e-6
+
+#: Up to so many pairs of points all distances are computed; beyond, trees find the nearest points faster.
+MOST_PAIRS_OF_POINTS = 2**16
 
 #: Why a surface figure is NaN.
 WHY_UNDEFINED = {
@@ -182,18 +187,34 @@ def pair_surfaces(
     return rows
 
 
-def _surface_of(voxels: NDArray[np.int64], shape: tuple[int, ...], axes_mm: NDArray[np.float64]) -> KDTree:
+class _Surface:
+    """Border voxels of a mask, with a tree that is grown when it is first needed."""
+
+    def __init__(self, points_mm: NDArray[np.float64]) -> None:
+        self.points_mm = points_mm
+
+    def __len__(self) -> int:
+        return len(self.points_mm)
+
+    @functools.cached_property
+    def tree(self) -> KDTree:
+        # Points of a grid share most of their coordinates: halving at the median is then slow to build, and small
+        # leaves are slow to search from afar (twice the time of these, for a small ball inside a large one).
+        return KDTree(self.points_mm, leafsize=32, balanced_tree=False)
+
+
+def _surface_of(voxels: NDArray[np.int64], shape: tuple[int, ...], axes_mm: NDArray[np.float64]) -> _Surface:
     border = voxels[_is_border(voxels, np.zeros(len(voxels), np.int8), shape)]
-    return _tree(_points_mm(border, shape, axes_mm))
+    return _Surface(_points_mm(border, shape, axes_mm))
 
 
-def _surfaces_of_parts(components: Components, wanted: set[int], axes_mm: NDArray[np.float64]) -> dict[int, KDTree]:
+def _surfaces_of_parts(components: Components, wanted: set[int], axes_mm: NDArray[np.float64]) -> dict[int, _Surface]:
     """Surface of each wanted part alone, by its number."""
     border = _is_border(components.voxels, components.part, components.shape)
     points, part = _points_mm(components.voxels[border], components.shape, axes_mm), components.part[border]
     order = np.argsort(part, kind="stable")
     points, end = points[order], np.cumsum(np.bincount(part))
-    return {number: _tree(points[end[number - 1] : end[number]]) for number in wanted}
+    return {number: _Surface(points[end[number - 1] : end[number]]) for number in wanted}
 
 
 def _is_border(voxels: NDArray[np.int64], part: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -217,15 +238,13 @@ def _points_mm(voxels: NDArray[np.int64], shape: tuple[int, ...], axes_mm: NDArr
     return np.asarray(index @ axes_mm.T, np.float64)
 
 
-def _tree(points: NDArray[np.float64]) -> KDTree:
-    # Points of a grid share most of their coordinates: halving at the median is then slow to build, and small leaves
-    # are slow to search from afar (twice the time of these, for a small ball inside a large one).
-    return KDTree(points, leafsize=32, balanced_tree=False)
-
-
-def _distances(reference: KDTree, prediction: KDTree) -> SurfaceDistances:
+def _distances(reference: _Surface, prediction: _Surface) -> SurfaceDistances:
+    if 0 < len(reference) * len(prediction) <= MOST_PAIRS_OF_POINTS:
+        between = cdist(reference.points_mm, prediction.points_mm)
+        return SurfaceDistances(from_reference=between.min(axis=1), from_prediction=between.min(axis=0))
     return SurfaceDistances(
-        from_reference=prediction.query(reference.data)[0], from_prediction=reference.query(prediction.data)[0]
+        from_reference=prediction.tree.query(reference.points_mm)[0],
+        from_prediction=reference.tree.query(prediction.points_mm)[0],
     )
 
 

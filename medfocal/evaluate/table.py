@@ -137,7 +137,7 @@ _WHOLE = ("num_voxels", "bounding_box", "ignored_voxels")
 
 
 def _plain(value: Any) -> Any:
-    """Turn a column into lists. Ten thousand cases have a million columns, so that only those with NaN are gone through."""
+    """Turn a column into lists; only those with NaN are gone through, since many cases have a million columns."""
     if isinstance(value, np.ndarray) and not (value.dtype.kind == "f" and np.isnan(value).any()):
         return value.tolist()
     return plain(value)

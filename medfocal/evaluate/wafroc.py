@@ -36,7 +36,7 @@ def wafroc(pool: Pool, weights: ArrayLike, *, false_of_all_cases: bool = False) 
         Values in [0, 1], (weightings,). NaN where no case i or no case j has weight.
     """
     has_lesions = pool.case_num_lesions > 0
-    rated = pool.case_is_certain if false_of_all_cases else pool.case_is_certain & ~has_lesions
+    rated = pool.case_is_certain if false_of_all_cases else pool.case_is_lesion_free
     levels = levels_of(pool.lesion_confidence)
     surest_false = np.full(pool.num_cases, -np.inf)
     false = ~pool.candidate_is_true
@@ -58,6 +58,6 @@ def why_undefined(pool: Pool, *, false_of_all_cases: bool = False) -> str:
     """Say why wAFROC (or wAFROC1) has no value; "" if it has one."""
     if not pool.num_lesions:
         return "there is no lesion"
-    if not false_of_all_cases and not np.any(pool.case_is_certain & (pool.case_num_lesions == 0)):
+    if not false_of_all_cases and not pool.case_is_lesion_free.any():
         return "there is no case without lesions; wafroc1 takes the false candidates of all cases"
     return ""

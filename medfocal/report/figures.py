@@ -317,8 +317,8 @@ def _operating_point(axes: Axes, summary: Mapping[str, Any], theme: Theme) -> bo
     axes.errorbar(
         [x["value"]],
         [y["value"]],
-        xerr=_arms(x),
-        yerr=_arms(y),
+        xerr=arms(x),
+        yerr=arms(y),
         fmt="D",
         color=theme.second,
         markersize=7,
@@ -331,7 +331,8 @@ def _operating_point(axes: Axes, summary: Mapping[str, Any], theme: Theme) -> bo
     return True
 
 
-def _arms(rate: Mapping[str, Any]) -> list[list[float]] | None:
+def arms(rate: Mapping[str, Any]) -> list[list[float]] | None:
+    """Give the lengths of the arms of an interval below and above its value; None where there is no interval."""
     if rate["low"] is None or rate["high"] is None:
         return None
     return [[max(0.0, rate["value"] - rate["low"])], [max(0.0, rate["high"] - rate["value"])]]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from medfocal.files import plain
 from medfocal.report.pictures import CaseImages, View, look_at
-from medfocal.report.tables import Notes, Records, Shown, number, volume
+from medfocal.report.tables import Notes, Records, Shown, count, number, volume
 from medfocal.report.viewer import ViewerFiles, place_in_volume
 
 Images = Callable[[str], CaseImages | None]
@@ -172,6 +172,8 @@ def _finding(kind: Kind, at: int, row: Row, pictures: Pictures, notes: Notes) ->
         ("World x, y, z (RAS)", notes.show(_triple(world, "\u00a0mm"), "x_mm, y_mm, z_mm", where)),
         ("Voxel i, j, k", notes.show(_triple(voxel), "i, j, k", where)),
     ]
+    if kind == "missed" and row["num_hits"]:
+        facts.insert(4, ("Hit, but not found, by", Shown(count(row["num_hits"], "candidate"))))
     return Finding(
         anchor=f"{kind}-{at}",
         kind=kind,

@@ -1,4 +1,4 @@
-"""One HTML file that tells how good a prediction is, and shows the lesions it missed and its false alarms."""
+"""One HTML file that tells how good a prediction is, and shows the lesions it missed and its false candidates."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medfocal.files import plain
-from medfocal.report.figures import Drawing, Theme, draw_figure, dress
+from medfocal.report.figures import Drawing, Theme, arms, draw_figure, dress
 from medfocal.report.tables import SHARES, Notes, number, percent
 
 if TYPE_CHECKING:
@@ -109,11 +109,10 @@ def _dot(axes: Axes, row: Row, rate: str, place: float, theme: Theme) -> None:
     if found["value"] is None:
         axes.text(0.5, place, "undefined", fontsize=8, style="italic", color=theme.muted, ha="center", va="center")
         return
-    arms = [[max(0.0, found["value"] - found["low"])], [max(0.0, found["high"] - found["value"])]]
     axes.errorbar(
         [found["value"]],
         [place],
-        xerr=arms,
+        xerr=arms(found),
         fmt="o" if is_reader else "D",
         color=theme.first if is_reader else theme.second,
         markersize=6.5 if is_reader else 5.5,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medfocal.report.figures import Drawing, Theme, draw_figure, dress
+from medfocal.report.figures import Drawing, Theme, arms, draw_figure, dress
 from medfocal.report.tables import Notes, count, interval, number, percent
 
 if TYPE_CHECKING:
@@ -62,11 +62,8 @@ def _draw(figure: Figure, bins: Sequence[Row], theme: Theme) -> None:
         )  # fmt: skip
         if of["value"] is None or row["mean_confidence"] is None:
             continue
-        arms = None
-        if of["low"] is not None and of["high"] is not None:
-            arms = [[max(0.0, of["value"] - of["low"])], [max(0.0, of["high"] - of["value"])]]
         upper.errorbar(
-            [row["mean_confidence"]], [of["value"]], yerr=arms, fmt="o", color=theme.first, markersize=6,
+            [row["mean_confidence"]], [of["value"]], yerr=arms(of), fmt="o", color=theme.first, markersize=6,
             markeredgecolor=theme.paper, elinewidth=1.4, capsize=2.5, zorder=3,
         )  # fmt: skip
     upper.set_ylim(-0.03, 1.03)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from medfocal.report.figures import Drawing, Theme, draw_figure, dress
+from medfocal.report.figures import Drawing, Theme, arms, draw_figure, dress
 from medfocal.report.tables import interval, number, percent
 
 if TYPE_CHECKING:
@@ -106,11 +106,8 @@ def _draw(figure: Figure, rows: Sequence[Row], theme: Theme) -> None:
 def _dot(axes: Axes, place: float, of: Row, colour: str, theme: Theme) -> None:
     if of["value"] is None:
         return
-    arms = None
-    if of["low"] is not None and of["high"] is not None:
-        arms = [[max(0.0, of["value"] - of["low"])], [max(0.0, of["high"] - of["value"])]]
     axes.errorbar(
-        [place], [of["value"]], yerr=arms, fmt="o", color=colour, markersize=6.5, markeredgecolor=theme.paper,
+        [place], [of["value"]], yerr=arms(of), fmt="o", color=colour, markersize=6.5, markeredgecolor=theme.paper,
         elinewidth=1.5, capsize=3, zorder=3,
     )  # fmt: skip
 

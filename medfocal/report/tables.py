@@ -319,6 +319,8 @@ def percent(share: float | None) -> str | None:
     """Write a share as a percentage; 99.8 % never becomes 100 %, nor 0.3 % nothing."""
     if share is None or not math.isfinite(share):
         return None
+    if 0 < share < 5e-6 or 1 - 5e-6 < share < 1:
+        return "under\u00a00.001\u00a0%" if share < 0.5 else "over\u00a099.999\u00a0%"
     digits = 0
     while digits < 3 and f"{100 * share:.{digits}f}" in {f"{0:.{digits}f}", f"{100:.{digits}f}"}:
         if share in {0.0, 1.0}:

@@ -111,9 +111,9 @@ def render_peer(runs: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## All figures of case A beside panoptica",
         "",
-        "Dice, normalised surface distance and HD95 of every pair by panoptica (bipartite, Dice above 0); ours: the whole",
-        "table of the case, with diameters, all surface figures of the case and of every pair, and the judging. ms, one",
-        f"thread each, taking turns; must {PEER_MUST:g}, aim {PEER_AIM:g}.",
+        "Dice, normalised surface distance and HD95 of every pair by panoptica (bipartite, Dice above 0); ours: the",
+        "whole table of the case, with diameters, all surface figures of the case and of every pair, and judging. ms,",
+        f"one thread each, taking turns; must {PEER_MUST:g}, aim {PEER_AIM:g}.",
         "",
         *table(["", *(f"run {number}" for number in range(1, len(runs) + 1))]),
     ]
@@ -131,8 +131,8 @@ def render_files(times: dict[str, list[float]], num_cases: int) -> list[str]:
     lines = [
         f"## {num_cases:,} cases of A's kind from .nii.gz",
         "",
-        "Wall time in s of two processes, each round; the files are in the cache of the disk. Evaluating writes every",
-        f"file but the page. A ratio is of a round's times; must {FILES_MUST:g}, aim {FILES_AIM:g}.",
+        "Wall time in s of two processes, each round; the files are in the cache of the disk. Evaluating writes",
+        f"every file but the page. A ratio is of a round's times; must {FILES_MUST:g}, aim {FILES_AIM:g}.",
         "",
         *table(["", *(f"round {n}" for n in range(1, len(times[READ]) + 1)), "ratio to reading"]),
     ]

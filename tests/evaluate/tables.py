@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
-import hydra
 import numpy as np
-from omegaconf import OmegaConf
 
-from medfocal.config import conf_directory
+from medfocal.config import named_protocol
 from medfocal.evaluate.overlap import Overlaps
 from medfocal.evaluate.protocols import ANY_OVERLAP, Protocol
 from medfocal.evaluate.table import CaseTable, Parts
@@ -17,13 +16,10 @@ from medfocal.evaluate.table import CaseTable, Parts
 
 def named(name: str, **changes: Any) -> Protocol:
     """The protocol of conf/protocol/NAME.yaml, which states every rule, with changes."""
-    return Protocol(**(_stated(name) | changes))
+    return replace(_named(name), **changes)
 
 
-@functools.cache
-def _stated(name: str) -> dict[str, Any]:
-    with hydra.initialize_config_dir(str(conf_directory()), version_base="1.3"):
-        return OmegaConf.to_container(hydra.compose(f"protocol/{name}"))["protocol"]
+_named = functools.cache(named_protocol)
 
 
 def parts(num_voxels, *, volume_mm3=None, diameter_mm=None, centroid_mm=None, confidence=None, ignored=None) -> Parts:

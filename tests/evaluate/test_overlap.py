@@ -37,6 +37,17 @@ def test_candidate_that_meets_only_the_grown_lesion_shares_none_of_its_own_voxel
     assert rows(find_overlaps(lesions, candidates, grown)) == [(1, 3, 1, 2), (2, 2, 0, 1)]
 
 
+def test_row_of_a_pair_is_found_and_a_pair_that_shares_nothing_has_none():
+    lesions = find_components(mask_of(np.s_[0:4, 0, 0], np.s_[6:9, 2, 1]), AFFINE)
+    candidates = find_components(mask_of(np.s_[2:5, 0, 0], np.s_[6, 2, 1], np.s_[11, 9, 7]), AFFINE)
+    overlaps = find_overlaps(lesions, candidates)  # pairs (1, 1) and (2, 2); candidate 3 is in none
+    # The last two of these would be (2, 2) if lesions were told apart by the candidates of the pairs alone.
+    wanted = np.array([[2, 2], [1, 1], [2, 1], [1, 0], [1, 3], [1, 5]])
+    assert overlaps.rows_of(*wanted.T).tolist() == [1, 0, -1, -1, -1, -1]
+    nothing = find_overlaps(lesions, find_components(mask_of(), AFFINE))
+    assert nothing.rows_of(*wanted.T).tolist() == [-1] * 6
+
+
 @settings(max_examples=60, deadline=None)
 @given(arrays(np.int8, (5, 4, 3), elements=st.integers(0, 3)), arrays(np.int8, (5, 4, 3), elements=st.integers(0, 4)))
 def test_pairs_are_those_of_a_loop_over_all_parts(lesion_numbers, candidate_numbers):

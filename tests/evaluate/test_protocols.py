@@ -99,7 +99,3 @@ def test_rules_can_be_printed_and_read_again():
     values = named("camelyon").to_dict()
     assert values["false_positive_rates"] == [0.25, 0.5, 1, 2, 4, 8]
     assert Protocol(**values) == named("camelyon")
-
-
-def test_another_threshold_changes_nothing_else():
-    assert ANY_OVERLAP.with_threshold(0.2) == Protocol(threshold=0.2)

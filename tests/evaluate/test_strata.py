@@ -150,7 +150,7 @@ def test_lesions_needed_follow_the_level():
 def test_missed_lesions_give_the_interval_and_nothing_more():
     """Clopper-Pearson of 31 of 34: .763 to .981."""
     assert claim(of_different_patients(31, 34)) == (
-        "31 of 34 lesions were found; that supports a sensitivity between 76 and 98 %."
+        "These lesions support a sensitivity between 76 and 98 %, and no narrower claim."
     )
 
 

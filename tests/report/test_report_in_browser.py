@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
-from conftest import HandMade, bare
+from hand_made_evaluations import HandMade, bare
 from matplotlib.image import imread
 
 from medfocal.report import CaseImages, write_report

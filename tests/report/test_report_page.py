@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import PROTOCOL, HandMade, bare, example, figure, share
+from hand_made_evaluations import PROTOCOL, HandMade, bare, example, figure, share
 from lesion_cases import AFFINE, LESION_CASES, SHAPE, bar, fill
 
 from medfocal.report import CaseImages, write_report

@@ -82,7 +82,10 @@ def test_a_cell_of_the_wrong_kind_is_named_with_its_row(tmp_path, row, message):
 
 @pytest.mark.parametrize(
     ("share", "text"),
-    [(0.0, "0 %"), (1.0, "100 %"), (0.88, "88 %"), (0.998, "99.8 %"), (0.9996, "99.96 %"), (0.003, "0.3 %")],
+    [
+        *((0.0, "0 %"), (1.0, "100 %"), (0.88, "88 %"), (0.998, "99.8 %"), (0.9996, "99.96 %"), (0.003, "0.3 %")),
+        *((1 - 1e-8, "over 99.999 %"), (1e-8, "under 0.001 %"), (0.99999, "99.999 %"), (0.00001, "0.001 %")),
+    ],
 )
 def test_a_percentage_is_never_rounded_to_none_or_all(share, text):
     assert percent(share) == text.replace(" ", "\u00a0")

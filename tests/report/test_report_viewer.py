@@ -10,7 +10,7 @@ import shlex
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import bare
+from hand_made_evaluations import bare
 
 from medfocal.errors import InputError
 from medfocal.report import CaseImages, write_report
