@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test check format samples wheel-check clean
+.PHONY: help setup viewer quickstart test check format samples wheel-check clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -17,6 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
+
+# Only files of the package are used and none of it is imported, so its 26 dependencies can stay away.
+viewer: setup  ## Add the script of the report's volume viewer, so that its tests run too (2 MB; a browser is needed).
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt ipyniivue
 
 quickstart: setup  ## Train on data_samples, evaluate, print the table (about 3 minutes on 2 cores).
 	$(BIN)/medfocal train experiment=quickstart

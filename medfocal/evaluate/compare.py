@@ -75,10 +75,6 @@ class Difference:
     method: str
     p: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """Give every field by its name."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class SizeDifference:
@@ -101,10 +97,6 @@ class SizeDifference:
     b: float
     mcnemar: McNemar
     p_holm: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give every field by its name."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -264,7 +256,7 @@ def write_comparison(comparison: PairedComparison, directory: Path, *, a: str, b
     Returns:
         The folder.
     """
-    rows = [difference.to_dict() for difference in comparison.differences]
+    rows = [asdict(difference) for difference in comparison.differences]
     write_csv(directory / "comparison.csv", rows, [column.name for column in fields(Difference)])
     write_json(directory / "comparison.json", {"a": a, "b": b, **comparison.to_dict()})
     return directory

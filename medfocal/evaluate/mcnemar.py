@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,10 +45,6 @@ class McNemar:
     statistic: float
     p: float
     method: str = "McNemar for lesions that come in patients (Obuchowski 1998, as in Yang, Sun & Hardin 2010)"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give every field by its name."""
-        return asdict(self)
 
 
 def clustered_mcnemar(found_a: ArrayLike, found_b: ArrayLike, patients: ArrayLike) -> McNemar:

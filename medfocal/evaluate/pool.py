@@ -65,7 +65,7 @@ class Pool:
     @property
     def case_is_lesion_free(self) -> NDArray[np.bool_]:
         """Whether the case has no lesion at all, not even an ignored one, bool (cases,)."""
-        return self.case_is_certain & (self.case_num_lesions == 0)
+        return np.asarray(self.case_is_certain & (self.case_num_lesions == 0))
 
     @property
     def num_lesions(self) -> int:

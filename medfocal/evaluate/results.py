@@ -233,10 +233,8 @@ class Evaluation:
         """Give what evaluation.json holds: everything but the rows. Undefined is NaN."""
         values: dict[str, Any] = {}
         for part in fields(self):
-            value = getattr(self, part.name)
-            if part.name in _NOT_IN_JSON:
-                continue
-            values[part.name] = value.to_dict() if hasattr(value, "to_dict") else _plain_dataclasses(value)
+            if part.name not in _NOT_IN_JSON:
+                values[part.name] = _plain_dataclasses(getattr(self, part.name))
         if self.classes:
             values["classes"] = {name: found.summary(class_folder(name)) for name, found in self.classes.items()}
         if self.readers is not None:

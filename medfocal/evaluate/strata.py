@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,10 +47,6 @@ class Stratum:
     lesion_sensitivity: Rate
     num_false_candidates: int
     false_positives_per_case: Rate
-
-    def to_dict(self) -> dict[str, Any]:
-        """Give every field by its name; the end of the last stratum is infinite."""
-        return asdict(self)
 
 
 def by_size(

@@ -23,10 +23,8 @@ from medfocal.components import (
 )
 from medfocal.errors import InputError
 from medfocal.evaluate.protocols import Protocol
+from medfocal.volume import LABEL_TOLERANCE
 
-# How far from a whole number a value of a mask, or from [0, 1] a probability, may be: tools store 1 as 0.99999997,
-# and slope and intercept turn it into 1.00001.
-ROUNDING = 1e-3
 # A mask may hold classes, or one number such as 255. Many numbers above this are a map in percent or in grey values.
 MOST_CLASSES = 32
 
@@ -39,7 +37,7 @@ def whole_labels(array: NDArray[Any], where: str) -> NDArray[Any]:
     """Round a label map or mask whose values are whole up to 1e-3; an integer array is given back as it is.
 
     Raises:
-        InputError: A value is not whole, negative, or not finite.
+        InputError: A value is not whole, negative, not finite, or too large for int32.
     """
     if array.dtype.kind in "bu":
         return array
@@ -51,13 +49,17 @@ def whole_labels(array: NDArray[Any], where: str) -> NDArray[Any]:
         return array
     rounded = np.rint(array)
     with np.errstate(invalid="ignore"):
-        off = ~(np.abs(array - rounded) <= ROUNDING) | (rounded < 0)
+        off = ~(np.abs(array - rounded) <= LABEL_TOLERANCE) | (rounded < 0)
     if off.any():
         index = tuple(int(n) for n in np.argwhere(off)[0])
         message = (
             f"{where} holds {array[index]!s} at voxel {index}, which is not a whole number of 0 or more. A reference"
             " holds classes; a probability map is a prediction."
         )
+        raise InputError(message)
+    high, most = float(rounded.max(initial=0)), np.iinfo(np.int32).max
+    if high > most:
+        message = f"{where} holds {high:.6g}; labels are at most {most}"
         raise InputError(message)
     whole: NDArray[Any] = rounded.astype(np.int32)
     return whole
@@ -158,12 +160,12 @@ def numbered_parts(array: NDArray[Any], affine: NDArray[np.float64], *, confiden
 
 def _is_mask(prediction: NDArray[Any], where: str) -> bool:
     low, high = float(prediction.min(initial=0)), float(prediction.max(initial=0))
-    if not low >= -ROUNDING:  # NaN too
+    if not low >= -LABEL_TOLERANCE:  # NaN too
         message = f"{where} holds {low:.6g}. Give a mask (0 is outside) or probabilities in [0, 1]."
         raise InputError(message)
     if prediction.dtype.kind == "i" or (math.isfinite(high) and _is_whole(prediction)):
         return True
-    if high > 1 + ROUNDING:
+    if high > 1 + LABEL_TOLERANCE:
         message = f"{where} holds {high:.6g}, but a probability is at most 1. Give probabilities, not logits."
         raise InputError(message)
     return False
@@ -171,7 +173,7 @@ def _is_mask(prediction: NDArray[Any], where: str) -> bool:
 
 def _is_whole(array: NDArray[Any]) -> bool:
     # Slice by slice: in a probability map the first with a foreground tells.
-    return all(bool((np.abs(part - np.rint(part)) <= ROUNDING).all()) for part in array)
+    return all(bool((np.abs(part - np.rint(part)) <= LABEL_TOLERANCE).all()) for part in array)
 
 
 def _refuse_grey_values(prediction: NDArray[Any], found: Components, where: str) -> None:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from medfocal.evaluate.compare import Difference, PairedComparison, SizeDifference, place_of
 from medfocal.evaluate.mcnemar import McNemar
-from medfocal.files import atomic_write
 from medfocal.report.figures import Drawing, Theme, draw_figure, dress
-from medfocal.report.page import package_versions, render_page
+from medfocal.report.page import package_versions, write_page
 from medfocal.report.tables import Notes, Shown, count, hit_rule_words, number, percent, protocol_rows
 
 if TYPE_CHECKING:
@@ -70,10 +69,7 @@ def write_comparison_page(path: Path, comparison: PairedComparison, *, a: str, b
         "versions": package_versions(),
         "undefined": notes.lines,
     }
-    html = render_page("comparison.html.j2", content)
-    with atomic_write(path) as file:
-        file.write(html)
-    return path
+    return write_page(path, "comparison.html.j2", content)
 
 
 def print_comparison(comparison: PairedComparison, places: Mapping[str, Path]) -> None:

@@ -115,10 +115,7 @@ def write_report(
     content = _content(title, records, notes, metrics, facts or {})
     content |= _findings(gallery, records, notes) | _viewer(viewer, path.parent, has_library=library is not None)
     # Last: the sections above have added what they met.
-    html = render_page("page.html.j2", content | {"undefined": notes.lines})
-    with atomic_write(path) as file:
-        file.write(html)
-    return path
+    return write_page(path, "page.html.j2", content | {"undefined": notes.lines})
 
 
 def _content(
@@ -194,8 +191,12 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
 
 
-def render_page(template: str, content: Mapping[str, Any]) -> str:
-    """Fill one of the templates beside this module; a name that it uses and `content` lacks is an error."""
+def write_page(path: Path, template: str, content: Mapping[str, Any]) -> Path:
+    """Fill one of the templates beside this module; a name that it uses and `content` lacks is an error.
+
+    Returns:
+        `path`, which appears once it is complete.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -205,7 +206,10 @@ def render_page(template: str, content: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(content)
+    html = environment.get_template(template).render(content)
+    with atomic_write(path) as file:
+        file.write(html)
+    return path
 
 
 def _subtitle(records: Records) -> str:

@@ -13,8 +13,7 @@ import numpy as np
 from medfocal.annotations.suspect import Kind, Suspect, SuspectList, SuspectRules, form_candidates, read_pair
 from medfocal.errors import GeometryError
 from medfocal.evaluate.pairs import Pair
-from medfocal.files import atomic_write
-from medfocal.report.page import package_versions, render_page
+from medfocal.report.page import package_versions, write_page
 from medfocal.report.pictures import FIELD_MM, CaseImages, View, look_at
 from medfocal.report.tables import Notes, Shown, count, number, percent, volume
 from medfocal.volume import read_volume
@@ -119,10 +118,7 @@ def write_suspect_page(
         "versions": package_versions(),
         "undefined": notes.lines,
     }
-    html = render_page("suspects.html.j2", content)
-    with atomic_write(path) as file:
-        file.write(html)
-    return path
+    return write_page(path, "suspects.html.j2", content)
 
 
 def print_suspects(found: SuspectList, places: Mapping[str, Path]) -> None:

@@ -41,7 +41,7 @@ def test_row_of_a_pair_is_found_and_a_pair_that_shares_nothing_has_none():
     lesions = find_components(mask_of(np.s_[0:4, 0, 0], np.s_[6:9, 2, 1]), AFFINE)
     candidates = find_components(mask_of(np.s_[2:5, 0, 0], np.s_[6, 2, 1], np.s_[11, 9, 7]), AFFINE)
     overlaps = find_overlaps(lesions, candidates)  # pairs (1, 1) and (2, 2); candidate 3 is in none
-    # The last two of these would be (2, 2) if lesions were told apart by the candidates of the pairs alone.
+    # The last of these would be (2, 2) if lesions were told apart by the highest candidate of the pairs.
     wanted = np.array([[2, 2], [1, 1], [2, 1], [1, 0], [1, 3], [1, 5]])
     assert overlaps.rows_of(*wanted.T).tolist() == [1, 0, -1, -1, -1, -1]
     nothing = find_overlaps(lesions, find_components(mask_of(), AFFINE))

@@ -99,16 +99,6 @@ def test_no_edges_give_one_stratum_of_everything():
     assert (everything.num_lesions, everything.num_false_candidates, everything.num_patients) == (6, 3, 2)
 
 
-def test_dictionary_names_every_field():
-    values = strata()[3].to_dict()
-    assert values["high"] == math.inf
-    assert values["lesion_sensitivity"]["numerator"] == 1
-    assert set(values) == {
-        *("measure", "low", "high", "num_lesions", "num_patients", "num_detected_lesions"),
-        *("lesion_sensitivity", "num_false_candidates", "false_positives_per_case"),
-    }
-
-
 def of_different_patients(num_found, num_lesions, **options):
     return proportion([1] * num_found + [0] * (num_lesions - num_found), [1] * num_lesions, level=0.95, **options)
 

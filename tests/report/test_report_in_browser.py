@@ -21,9 +21,7 @@ from medfocal.report import CaseImages, write_report
 from medfocal.report.viewer import PACKAGE, serve_command
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium on the PATH")
-needs_viewer = pytest.mark.skipif(
-    importlib.util.find_spec(PACKAGE) is None, reason="needs ipyniivue: pip install 'medfocal[viewer]'"
-)
+needs_viewer = pytest.mark.skipif(importlib.util.find_spec(PACKAGE) is None, reason="needs ipyniivue: make viewer")
 
 SHAPE = (48, 40, 16)
 # The columns of the table of cases.

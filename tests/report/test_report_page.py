@@ -156,6 +156,13 @@ def test_a_stratum_of_enough_lesions_has_an_estimate_with_its_interval(tmp_path)
     assert "3 to under 5 mm 12 2 9 75 % 38 % to 88 %" in report(tmp_path, made).part("sizes")
 
 
+def test_a_missed_lesion_says_how_many_candidates_hit_it(tmp_path):
+    """Each of these is paired with another lesion."""
+    made = HandMade()
+    made.add_case("a", lesions=[((1, 1, 1), 12, 0.4), ((5, 5, 5), 12, None)])
+    assert report(tmp_path, made).source.count("Hit, but not found, by</dt><dd>1 candidate") == 1
+
+
 def test_without_strata_there_is_no_section_of_sizes(tmp_path):
     assert "#sizes" not in report(tmp_path, bare(by_size=[])).source
 

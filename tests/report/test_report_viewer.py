@@ -187,7 +187,7 @@ def test_without_the_extra_the_page_says_how_to_get_the_viewer(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["r.html"]
 
 
-@pytest.mark.skipif(find_library() is None, reason="needs ipyniivue: pip install 'medfocal[viewer]'")
+@pytest.mark.skipif(find_library() is None, reason="needs ipyniivue: make viewer")
 def test_the_page_with_the_viewer_carries_the_licence_of_its_script(tmp_path):
     images = {"first": case(), "second": case()}.get
     page = write_report(tmp_path / "r.html", title="t", evaluation=bare(), images=images).read_text("utf-8")
