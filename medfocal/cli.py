@@ -203,7 +203,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
     from medfocal.data.manifest import read_manifest
     from medfocal.errors import InputError
     from medfocal.evaluate import compare_readers, evaluate_measured, measure_pairs, write_evaluation
-    from medfocal.evaluate.pairs import find_pairs, some
+    from medfocal.evaluate.pairs import find_pairs
     from medfocal.evaluate.readers import write_fused
     from medfocal.report.runs import find_pictures, print_table, report_evaluation
 
@@ -217,7 +217,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
     if any(path is not None and path.resolve() == output.resolve() for path in (reference, prediction, *places)):
         message = f"output '{output}' is one of the folders to evaluate; choose another, so that results stay apart"
         raise ConfigError(message)
-    protocol = config.construct("protocol", conf["protocol"])
+    protocol = config.stated_protocol(conf["protocol"])
     pairs = find_pairs(
         reference,
         prediction,
@@ -244,7 +244,10 @@ def _evaluate(conf: dict[str, Any]) -> None:
         workers=conf["workers"],
         keep_going=True,
     )
-    found = evaluate_measured(measured, protocol)
+    given = {name: conf[name] for name in ("reference", "prediction", "manifest", "ignore", "images") if conf[name]}
+    if is_fused:
+        given["reference"] = f"what most of the readers marked: {conf['readers']}"
+    found = replace(evaluate_measured(measured, protocol), inputs={name: str(value) for name, value in given.items()})
     if readers is not None:
         kept = {table.case for table in measured.tables[""]}
         found = replace(found, readers=compare_readers([p for p in pairs if p.case in kept], readers, protocol))
@@ -260,11 +263,9 @@ def _evaluate(conf: dict[str, Any]) -> None:
     )
     print_table(found, {**written, "figures": output / "evaluation.json"})
     if found.failed:
-        cases = some(failure.case for failure in found.failed)
-        message = (
-            f"{len(found.failed)} of {len(pairs)} cases could not be evaluated and are left out: {cases}."
-            f" The first says {found.failed[0].error}"
-        )
+        more = f"\n    and {len(found.failed) - 10} more" if len(found.failed) > 10 else ""
+        reasons = "".join(f"\n    {failure.error}" for failure in found.failed[:10])
+        message = f"{len(found.failed)} of {len(pairs)} cases could not be evaluated and are left out:{reasons}{more}"
         raise InputError(message)
 
 
@@ -292,7 +293,7 @@ def _compare(conf: dict[str, Any]) -> None:
     if any(path.resolve() == output.resolve() for path in (reference, *models.values())):
         message = f"output '{output}' is one of the folders to compare; choose another, so that results stay apart"
         raise ConfigError(message)
-    protocol = config.construct("protocol", conf["protocol"])
+    protocol = config.stated_protocol(conf["protocol"])
     reading = config.reading_of(conf)
     pairs = {
         name: find_pairs(

@@ -13,7 +13,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -358,6 +358,7 @@ def check(conf: DictConfig) -> dict[str, Any]:
         "readers": _check_readers,
         "instances": _check_reading,
         "primary_rate": _check_primary_rate,
+        "protocol": _check_protocol,
         "figure": _check_figure,
     }
     for key, check_part in of_verbs.items():
@@ -578,10 +579,58 @@ def named_protocol(name: str) -> Protocol:
         hint = f" (did you mean '{near[0]}'?)" if near else ""
         message = f"there is no protocol '{name}'{hint}. Protocols: {', '.join(names)}."
         raise ConfigError(message)
-    stated = OmegaConf.to_container(_compose(f"protocol/{name}", ()).protocol, resolve=True)
-    assert isinstance(stated, dict)
-    protocol: Protocol = construct("protocol", {str(key): value for key, value in stated.items()})
+    protocol: Protocol = construct("protocol", _stated(conf_directory() / "protocol" / f"{name}.yaml"))
     return protocol
+
+
+def _stated(path: Path) -> dict[str, Any]:
+    """What a file states together with those that its `defaults` names; within a sweep Hydra cannot compose anew."""
+    values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    assert isinstance(values, dict)
+    own = {str(key): value for key, value in values.items()}
+    stated: dict[str, Any] = {}
+    for other in own.pop("defaults", []):
+        if other != "_self_":
+            stated |= _stated(path.with_name(f"{other}.yaml"))
+    return stated | own
+
+
+#: Settings of a protocol that say how an outcome is reported, not what it is: changing them leaves its name.
+REPORTING = frozenset(
+    {
+        *("name", "threshold", "diameter_edges_mm", "volume_edges_mm3", "min_lesions", "false_positive_rates"),
+        *("interval", "level", "num_resamples", "seed", "tolerance_mm"),
+    }
+)
+
+
+def stated_protocol(values: Mapping[str, Any]) -> Protocol:
+    """The protocol of a composed configuration, under a name that says which rules of the named one were changed.
+
+    Raises:
+        ConfigError: The rules make no sense.
+    """
+    protocol: Protocol = construct("protocol", values)
+    if not (conf_directory() / "protocol" / f"{protocol.name}.yaml").is_file():
+        return protocol  # somebody's own, under its own name
+    named = named_protocol(protocol.name).to_dict()
+    changed = [
+        f"{rule}={value:g}" if isinstance(value, float) else f"{rule}={value}"
+        for rule, value in protocol.to_dict().items()
+        if rule not in REPORTING and value != named[rule]
+    ]
+    return replace(protocol, name=f"{protocol.name}, changed: {', '.join(changed)}") if changed else protocol
+
+
+def _check_protocol(values: Mapping[str, Any]) -> None:
+    """Refuse a hit rule that is a share without the share, which would be any overlap under another name."""
+    rules = values["protocol"]
+    if rules["hit_rule"] in ("iou", "dice", "lesion_covered", "covered_together") and not rules["hit_threshold"]:
+        message = (
+            f"protocol.hit_rule={rules['hit_rule']} with hit_threshold 0 is any overlap; give the share that a hit"
+            " needs, such as protocol.hit_threshold=0.25"
+        )
+        raise ConfigError(message)
 
 
 def resolve_target(group: str, values: Mapping[str, Any]) -> Any:

@@ -153,7 +153,10 @@ def warn_of_few_patients(num_patients: int) -> str | None:
     if num_patients >= FEW_PATIENTS:
         return None
     patients = "is 1 patient" if num_patients == 1 else f"are {num_patients} patients"
-    return f"There {patients}; intervals from resamples of fewer than {FEW_PATIENTS} are often too short."
+    return (
+        f"There {patients}: intervals by bootstrap, as the method of a figure says, are often too"
+        f" short under {FEW_PATIENTS}. Those of sensitivity, precision and false positives are of another kind."
+    )
 
 
 def _by_row(values: FloatArray) -> FloatArray:

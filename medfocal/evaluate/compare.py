@@ -197,12 +197,13 @@ def compare(
     found_a, found_b = a.lesion_confidence >= threshold_a, b.lesion_confidence >= threshold_b
     mcnemar = clustered_mcnemar(found_a, found_b, a.lesion_patient)
     by_size = _by_size(a, found_a, found_b, protocol)
+    false = [_false_per_case(p, protocol.threshold) for p in (a, b)]
     verdict = judge_difference(primary, num_patients=mcnemar.num_patients)
     return PairedComparison(
         protocol=protocol,
         primary_rate=rate,
         verdict=verdict,
-        sentence=_sentence(primary, verdict, a.num_lesions, mcnemar.num_patients, protocol.threshold),
+        sentence=_sentence(primary, verdict, a.num_lesions, mcnemar.num_patients, protocol.threshold, *false),
         primary=primary,
         num_cases=a.num_cases,
         num_patients=a.num_patients,
@@ -437,6 +438,10 @@ def _by_size(
     return [replace(row, p_holm=float(p)) for row, p in zip(rows, adjusted, strict=True)]
 
 
+def _false_per_case(cases: Pool, threshold: float) -> float:
+    return float((~cases.candidate_is_true & (cases.candidate_confidence >= threshold)).sum()) / cases.num_cases
+
+
 def _same(one: float, other: float) -> bool:
     return one == other or (math.isnan(one) and math.isnan(other))
 
@@ -445,9 +450,19 @@ def _count(amount: float, one: str) -> str:
     return f"{amount:g} {one}{'' if amount == 1 else 's'}"
 
 
-def _sentence(primary: Difference, verdict: Verdict, num_lesions: int, num_patients: int, threshold: float) -> str:
+def _sentence(
+    primary: Difference,
+    verdict: Verdict,
+    num_lesions: int,
+    num_patients: int,
+    threshold: float,
+    false_a: float,
+    false_b: float,
+) -> str:
     rate = primary.false_positives_per_case
-    where = f"at the threshold {threshold:g}" if math.isnan(rate) else f"at {place_of(rate)}"
+    where = f"at {place_of(rate)}"
+    if math.isnan(rate):
+        where = f"at the threshold {threshold:g}, with {false_b:.3g} false positives per case against {false_a:.3g}"
     if math.isnan(primary.difference):
         return f"Undecided: there is no lesion to find {where}."
     by = f"by {_count(num_lesions, 'lesion')} of {_count(num_patients, 'patient')}"

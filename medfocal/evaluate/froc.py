@@ -165,6 +165,28 @@ def froc(
     )
 
 
+def of_one_operating_point(found: Froc) -> Froc:
+    """Give the FROC of masks, whose candidates all have one confidence.
+
+    At rates below that of the masks it says nothing: nobody knows what fewer candidates would have found. So these
+    points, the band there and, if there are such points, the CPM are NaN.
+
+    Args:
+        found: From `froc`; a point at which no candidate may count has an infinite threshold.
+    """
+    if not any(math.isinf(point.threshold) for point in found.points):
+        return found
+    nan = math.nan
+    points = [
+        replace(point, lesion_sensitivity=nan, low=nan, high=nan) if math.isinf(point.threshold) else point
+        for point in found.points
+    ]
+    rates = found.band.false_positives_per_case
+    reached = rates >= found.curve.false_positives_per_case[:1].max(initial=0)
+    band = FrocBand(rates[reached], found.band.low[reached], found.band.high[reached])
+    return replace(found, points=points, cpm=nan, cpm_low=nan, cpm_high=nan, band=band)
+
+
 def _band_grid(curve: FrocCurve) -> NDArray[np.float64]:
     end = min(BAND_END, float(curve.false_positives_per_case[-1])) if len(curve.threshold) else 0.0
     return np.geomspace(BAND_START, end, BAND_POINTS) if end > BAND_START else np.array([BAND_START])

@@ -120,7 +120,7 @@ def check_shaping(table: CaseTable, protocol: Protocol) -> None:
         ValueError: It was.
     """
     wanted, made = protocol.shaping(), dict(table.shaping)
-    if wanted == made:
+    if protocol.shapes_alike(made, is_mask=table.is_mask):
         return
     names = [name for name in sorted({*wanted, *made}) if wanted.get(name) != made.get(name)]
     differences = ", ".join(f"{name} {made.get(name)!r}, not {wanted.get(name)!r}" for name in names)

@@ -77,7 +77,7 @@ class Reading:
             if not name or not are_labels or not values or self.ignore_value in values:
                 message = (
                     f"classes: '{name}' must have a name and label values of 1 or more other than ignore_value"
-                    f" ({self.ignore_value}), got {values}"
+                    f" ({self.ignore_value}), as a list such as [1], got {values}"
                 )
                 raise ValueError(message)
         if self.instances != "none":
@@ -176,7 +176,9 @@ def measure_pairs(
     failed: list[Failure] = []
     with contextlib.ExitStack() as stack:
         kept = None if store is None else stack.enter_context(TableStore(store, _made_by(protocol, reading)))
-        known = {pair.case: found for pair in pairs if kept is not None and (found := kept.get(pair)) is not None}
+        known = {
+            pair.case: found for pair in pairs if kept is not None and (found := kept.get(pair, protocol)) is not None
+        }
         unknown = [pair for pair in pairs if pair.case not in known]
         answers = stack.enter_context(_answers(unknown, protocol, reading, workers))
         for pair in track(pairs, description):
@@ -232,7 +234,7 @@ def _try_pair(pair: Pair, *, protocol: Protocol, reading: Reading) -> Tables | M
 
 def _made_by(protocol: Protocol, reading: Reading) -> dict[str, Any]:
     surface = {"threshold": protocol.threshold, "tolerance_mm": protocol.tolerance_mm} if reading.surface else None
-    return {"shaping": protocol.shaping(), "reading": asdict(reading), "surface": surface}
+    return {"reading": asdict(reading), "surface": surface}
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -127,11 +128,17 @@ def _pair_names(
     references, predictions = find_files(reference, "reference"), find_files(prediction, "prediction")
     if reference.is_file() and prediction.is_file():
         return dict.fromkeys(references, (reference, prediction))
+    if not references.keys() & predictions.keys():  # two patterns may differ in more than the star
+        references, predictions = (
+            find_files(place, role, rename=partial(starred, place))
+            for place, role in ((reference, "reference"), (prediction, "prediction"))
+        )
     lonely = sorted(references.keys() - predictions.keys())
     if lonely and missing == "error":
         message = (
             f"{len(lonely)} of {len(references)} references have no prediction in '{prediction}':"
-            f" {some(references[case].name for case in lonely)}. Predict them, remove the references, name the"
+            f" {some(references[case].name for case in lonely)}; it holds"
+            f" {some(file.name for file in predictions.values())}. Predict them, remove the references, name the"
             " pairs in a manifest, or let missing=empty count them as nothing found."
         )
         raise DatasetError(message)
@@ -253,6 +260,14 @@ def _check_patients(cases: list[str], patients: dict[str, str], manifest: Path |
             f"{len(surplus)} cases of the manifest '{manifest}' have no files: {some(surplus)}. Remove their lines."
         )
         raise DatasetError(message)
+
+
+def starred(place: Path, path: Path, case: str) -> str:
+    """What the star of a pattern stands for in a file name; `case` where the place has not one star."""
+    before, star, after = place.name.partition("*")
+    if not star or "*" in after:
+        return case
+    return path.name[len(before) : len(path.name) - len(after)]
 
 
 def some(names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from medfocal.errors import DatasetError
 from medfocal.evaluate.bootstrap import warn_of_few_patients
 from medfocal.evaluate.calibration import measure_calibration
 from medfocal.evaluate.figures import Values, distributions, panoptic
-from medfocal.evaluate.froc import Froc, FrocCurve, FrocPoint, froc
+from medfocal.evaluate.froc import Froc, FrocCurve, FrocPoint, froc, of_one_operating_point
 from medfocal.evaluate.intervals import Rate, f1, mean_proportion, proportion, rate
 from medfocal.evaluate.judge import CURVE_RULES, CaseOutcome, hit_rule_curve, judge
 from medfocal.evaluate.measure import WHOLE, Failure, Measurement, Reading, measure_pairs
@@ -122,6 +122,8 @@ def evaluate_cases(
         seed=protocol.seed,
         interval=protocol.interval,
     )
+    if _are_masks(tables):
+        curve = of_one_operating_point(curve)
     of_cases = distributions(
         {name: Values.of_rows(rows, name, cases.case_patient) for name in ("voxel_dice", "volume_difference_ml")},
         cases.num_patients,
@@ -151,13 +153,13 @@ def evaluate_cases(
         published=published_figures(outcomes, protocol.name),
         missing=[table.case for table in tables if table.missing],
         failed=list(failed),
-        warnings=_warnings(tables, cases, failed),
+        warnings=_warnings(tables, rows, cases),
         undefined=[
             *_undefined_rates({**rates, "recognition_quality": rates["lesion_f1"], **quality}),
             *undefined_merits,
             *undefined_calibration,
             *_undefined_strata(strata),
-            *_undefined_froc(curve),
+            *_undefined_froc(curve, cases.num_lesions),
             *_undefined_dice(rows),
             *_undefined_surface(surface, rows),
         ],
@@ -175,6 +177,11 @@ def _check(tables: Sequence[CaseTable]) -> None:
     if double:
         message = f"{len(double)} cases were given more than once: {', '.join(double[:10])}. Name each case once."
         raise DatasetError(message)
+
+
+def _are_masks(tables: Sequence[CaseTable]) -> bool:
+    """Whether all predictions are masks, and some hold candidates."""
+    return all(table.is_mask for table in tables) and any(len(table.candidates) for table in tables)
 
 
 def _is_lesion_free(cases: Pool) -> NDArray[np.bool_]:
@@ -274,14 +281,16 @@ def _surface(outcomes: Sequence[CaseOutcome], rows: Sequence[Row], cases: Pool, 
     )
 
 
-def _warnings(tables: Sequence[CaseTable], cases: Pool, failed: Sequence[Failure]) -> list[str]:
+def _warnings(tables: Sequence[CaseTable], rows: Sequence[Row], cases: Pool) -> list[str]:
     """What a reader should know before he trusts the figures."""
     found = []
-    if failed:
-        found.append(f"{len(failed)} cases could not be evaluated and are in no figure.")
-    missing = sum(table.missing for table in tables)
-    if missing:
-        found.append(f"{missing} cases have no prediction; they count as nothing found.")
+    num_hit = sum(row["num_hit_missed_lesions"] for row in rows)
+    if num_hit:
+        num_missed = sum(row["num_lesions"] - row["num_detected_lesions"] for row in rows)
+        found.append(
+            f"{num_hit} of the {num_missed} missed lesions are hit by a candidate that counts for another lesion, or"
+            " for none. protocol.assignment=many_to_many would count every hit."
+        )
     few = warn_of_few_patients(cases.num_patients)
     if few is not None:
         found.append(few)
@@ -289,8 +298,8 @@ def _warnings(tables: Sequence[CaseTable], cases: Pool, failed: Sequence[Failure
     maps = sum(not table.is_mask for table in tables)
     if masks and not maps:
         found.append(
-            "The predictions are masks, whose candidates all have confidence 1: FROC, CPM and what ranks by confidence"
-            " rest on a single operating point. Evaluate probability maps for a curve."
+            "The predictions are masks, whose candidates all have confidence 1: there is one operating point, and what"
+            " ranks by confidence says little. Evaluate probability maps for a curve."
         )
     if masks and maps:
         found.append(
@@ -327,12 +336,15 @@ def _undefined_strata(strata: Sequence[Stratum]) -> list[Undefined]:
     ]
 
 
-def _undefined_froc(found: Froc) -> list[Undefined]:
+def _undefined_froc(found: Froc, num_lesions: int) -> list[Undefined]:
     lines = []
-    if math.isnan(found.cpm):
-        what = "froc: lesion_sensitivity of points and curve, cpm"
+    what = "froc: lesion_sensitivity of points and curve, cpm"
+    if not num_lesions:
         lines.append(Undefined(what, "all cases", "there is no lesion"))
         lines.append(Undefined("hit_rule_curves: lesion_sensitivity", "all cases", "there is no lesion"))
+    elif math.isnan(found.cpm):
+        why = "masks have one operating point, and it has more false positives per case than some of the rates"
+        lines.append(Undefined(what, "all cases", why))
     for point in found.points:
         if math.isinf(point.threshold):
             where = f"{point.false_positives_per_case:g} false positives per case"

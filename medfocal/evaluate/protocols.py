@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -49,6 +50,10 @@ SHAPING = (
     "reference_dilation",
 )
 SHARES = ("threshold", "outside_share", "contributing_share", "small_hit_threshold", "max_ignored_share")
+
+
+#: Those that masks need.
+MASK_SHAPING = ("connectivity", "reference_dilation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +214,12 @@ class Protocol:
         if not fulfilled:
             message = f"{name} must be {wanted}, got {getattr(self, name)}"
             raise ValueError(message)
+
+    def shapes_alike(self, shaping: Mapping[str, Any], *, is_mask: bool) -> bool:
+        """Whether a table made by other shaping rules would be the same under these: a mask has no hills to form."""
+        asked = MASK_SHAPING if is_mask else set(self.shaping()) | set(shaping)
+        own = self.shaping()
+        return all(own.get(name) == shaping.get(name) for name in asked)
 
     def shaping(self) -> dict[str, Any]:
         """Give the rules that tables are made by; under candidates="threshold" the threshold is one of them."""

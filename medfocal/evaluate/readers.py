@@ -14,7 +14,7 @@ from medfocal.errors import ConfigError, DatasetError, GeometryError, InputError
 from medfocal.evaluate.cases import evaluate_case
 from medfocal.evaluate.figures import no_distribution
 from medfocal.evaluate.intervals import f1, proportion, rate
-from medfocal.evaluate.pairs import Pair, find_files, some
+from medfocal.evaluate.pairs import Pair, find_files, some, starred
 from medfocal.evaluate.pooled import evaluate_cases
 from medfocal.evaluate.protocols import ANY_OVERLAP, Protocol
 from medfocal.evaluate.results import Comparison, ComparisonKind, ReaderStudy
@@ -306,7 +306,7 @@ def _files_of(place: Path, cases: Sequence[str]) -> dict[str, Path]:
         return {cases[0]: place}
     wanted = set(cases)
     files = find_files(
-        place, "reader", rename=lambda path, case: case if case in wanted else _starred(place, path, case)
+        place, "reader", rename=lambda path, case: case if case in wanted else starred(place, path, case)
     )
     known = {case: file for case, file in files.items() if case in wanted}
     if not known:
@@ -317,14 +317,6 @@ def _files_of(place: Path, cases: Sequence[str]) -> dict[str, Path]:
         )
         raise DatasetError(message)
     return known
-
-
-def _starred(place: Path, path: Path, case: str) -> str:
-    """What the star of a pattern stands for in a file name; `case` where the place has not one star."""
-    before, star, after = place.name.partition("*")
-    if not star or "*" in after:
-        return case
-    return path.name[len(before) : len(path.name) - len(after)]
 
 
 def _names(places: Sequence[str]) -> list[str]:

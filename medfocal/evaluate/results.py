@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -140,6 +141,7 @@ class Evaluation:
         num_ignored_candidates: Candidates at the threshold that are ignored.
         num_split_lesions: Lesions that two candidates or more hit.
         num_merging_candidates: Candidates that hit two lesions or more.
+        num_hit_missed_lesions: Missed lesions that a candidate hits which counts for another lesion, or for none.
         lesion_sensitivity: Found lesions over all lesions.
         lesion_sensitivity_macro: Mean of each patient's lesion sensitivity, over patients with lesions.
         lesion_precision: True candidates over candidates.
@@ -176,6 +178,7 @@ class Evaluation:
         candidates: Rows of candidates.csv, those below the threshold among them.
         readers: Readers and the model beside each other; None where no readers were given.
         classes: Evaluations of single classes by name; empty where no classes were given.
+        inputs: What was evaluated: places by name, such as "reference"; empty where arrays were.
     """
 
     protocol: Protocol
@@ -192,6 +195,7 @@ class Evaluation:
     num_ignored_candidates: int
     num_split_lesions: int
     num_merging_candidates: int
+    num_hit_missed_lesions: int
     lesion_sensitivity: Rate
     lesion_sensitivity_macro: Rate
     lesion_precision: Rate
@@ -228,6 +232,7 @@ class Evaluation:
     candidates: Sequence[Row]
     readers: ReaderStudy | None = None
     classes: Mapping[str, Evaluation] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Give what evaluation.json holds: everything but the rows. Undefined is NaN."""
@@ -287,7 +292,19 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
         write_csv(directory / "readers.csv", rows, READER_COLUMNS)
     else:
         (directory / "readers.csv").unlink(missing_ok=True)
+    current = {class_folder(name) for name in evaluation.classes}
+    for folder in directory.glob("class_*"):
+        if folder.name not in current and (folder / "evaluation.json").is_file():
+            _remove(folder)
     for name, found in evaluation.classes.items():
         write_evaluation(found, directory / class_folder(name))
     write_json(directory / "evaluation.json", evaluation.to_dict())
     return directory
+
+
+def _remove(folder: Path) -> None:
+    """Take away what was written for a class that is none any more; what else lies there stays."""
+    for name in ("evaluation.json", "cases.csv", "lesions.csv", "candidates.csv", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()

@@ -31,6 +31,7 @@ COUNTED = (
     "num_ignored_candidates",
     "num_split_lesions",
     "num_merging_candidates",
+    "num_hit_missed_lesions",
 )
 CASE_COLUMNS = (
     "case",
@@ -120,6 +121,7 @@ def case_row(outcome: CaseOutcome, threshold: float) -> Row:
     reference_ml, predicted_ml = (count * table.voxel_volume_ml for count in (num_reference, num_predicted))
     surface = table.surface if table.surface_threshold == threshold else {}
     hits = _counted_hits(outcome, threshold)
+    is_missed = ~detected(outcome, threshold) & ~outcome.lesion_ignored
     return {
         "case": table.case,
         "patient": table.patient,
@@ -133,6 +135,7 @@ def case_row(outcome: CaseOutcome, threshold: float) -> Row:
         "num_ignored_candidates": int((verdict == Verdict.IGNORED).sum()),
         "num_split_lesions": int((_num_hits(hits.lesion, len(table.lesions)) > 1).sum()),
         "num_merging_candidates": int((_num_hits(hits.candidate, len(table.candidates)) > 1).sum()),
+        "num_hit_missed_lesions": int(((_num_hits(hits.lesion, len(table.lesions)) > 0) & is_missed).sum()),
         "voxel_dice": voxel_dice(num_shared, num_reference, num_predicted),
         "reference_volume_ml": reference_ml,
         "predicted_volume_ml": predicted_ml,

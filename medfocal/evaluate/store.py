@@ -15,6 +15,7 @@ from typing import IO, Any, Self
 from medfocal import __version__
 from medfocal.errors import ResourceError
 from medfocal.evaluate.pairs import Pair
+from medfocal.evaluate.protocols import Protocol
 from medfocal.evaluate.table import CaseTable
 from medfocal.files import make_folder, plain
 
@@ -37,7 +38,7 @@ class TableStore:
         self._head = {"medfocal_tables": FORMAT, "version": __version__, "made_by": plain(dict(made_by))}
         self._file: IO[bytes] | None = None
         self._end = 0
-        self._known: dict[str, tuple[list[Any], dict[str, Any]]] = {}
+        self._known: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {}
 
     def __enter__(self) -> Self:
         self._end = self._read()
@@ -49,15 +50,20 @@ class TableStore:
         if self._file is not None:
             self._file.close()
 
-    def get(self, pair: Pair) -> Tables | None:
-        """Give the tables of a case, if they are of these very files."""
-        stamp, tables = self._known.get(pair.case, (None, {}))
-        if stamp is None or stamp != _stamp(pair):
-            return None
-        try:
-            return {name: CaseTable.from_dict(table) for name, table in tables.items()}
-        except (KeyError, TypeError, ValueError):
-            return None
+    def get(self, pair: Pair, protocol: Protocol) -> Tables | None:
+        """Give the tables of a case, if they are of these very files and shaped as the protocol asks."""
+        found = self._known.get(pair.case, [])
+        stamp = _stamp(pair) if found else None
+        for files, tables in reversed(found):
+            if files != stamp:
+                continue
+            try:
+                read = {name: CaseTable.from_dict(table) for name, table in tables.items()}
+                if all(protocol.shapes_alike(table.shaping, is_mask=table.is_mask) for table in read.values()):
+                    return read
+            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+                continue  # not what was written: the case is measured again
+        return None
 
     def add(self, pair: Pair, tables: Tables) -> None:
         """Append the tables of a case.
@@ -110,7 +116,7 @@ class TableStore:
                     if value is None or (end == 0 and value != self._head):
                         break
                     if end:
-                        self._known[value["case"]] = (value["files"], value["tables"])
+                        self._known.setdefault(value["case"], []).append((value["files"], value["tables"]))
                     end += len(line)
         except (OSError, ValueError, KeyError, TypeError):
             pass  # what was read until here is whole; the rest is measured again

@@ -166,7 +166,10 @@ def _is_mask(prediction: NDArray[Any], where: str) -> bool:
     if prediction.dtype.kind == "i" or (math.isfinite(high) and _is_whole(prediction)):
         return True
     if high > 1 + LABEL_TOLERANCE:
-        message = f"{where} holds {high:.6g}, but a probability is at most 1. Give probabilities, not logits."
+        message = (
+            f"{where} holds {high:.6g}, but a probability is at most 1. Give probabilities in [0, 1]: not logits,"
+            " percent or grey values."
+        )
         raise InputError(message)
     return False
 

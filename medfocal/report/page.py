@@ -219,6 +219,8 @@ def _subtitle(records: Records) -> str:
             count(summary["num_cases"], "case"),
             count(summary["num_patients"], "patient"),
             count(summary["num_lesions"], "lesion"),
+            *([count(summary["num_ignored_lesions"], "lesion") + " ignored"] if summary["num_ignored_lesions"] else []),
+            f"protocol {summary['protocol']['name']}",
             f"confidence threshold {summary['protocol']['threshold']:.3g}",
         )
     )
@@ -294,6 +296,7 @@ def _counts(summary: Mapping[str, Any]) -> list[tuple[str, int, str]]:
         "num_double_candidates": "Further candidates on found lesions that count as neither",
         "num_split_lesions": "Lesions hit by two or more candidates (splits)",
         "num_merging_candidates": "Candidates that hit two or more lesions (merges)",
+        "num_hit_missed_lesions": "Missed lesions that a candidate hits which counts for another or for none",
     }
     return [(label, summary[key], key) for key, label in labels.items()]
 

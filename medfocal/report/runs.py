@@ -14,7 +14,7 @@ from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.evaluate import Evaluation, Protocol
 from medfocal.evaluate.intervals import Rate
 from medfocal.evaluate.measure import WHOLE, Reading, read_masks
-from medfocal.evaluate.pairs import Pair, some
+from medfocal.evaluate.pairs import Pair, some, starred
 from medfocal.evaluate.results import class_folder
 from medfocal.report.figures import write_curves
 from medfocal.report.page import write_report
@@ -68,17 +68,27 @@ def report_run(result: RunResult, manifest: Manifest) -> None:
 
 
 def find_pictures(images: Path, pairs: Sequence[Pair]) -> dict[str, Path]:
-    """The image of each case of which `images` holds one.
+    """The image of each case of which `images`, a folder, a file or a pattern, holds one.
+
+    It is the file of the case's name, or of the name and `_0000`, or the only one whose name begins with the case's and
+    `_`, such as `sub-01_FLAIR.nii.gz`; in a pattern with one star that which the star stands for.
 
     Raises:
         InputError: `images` does not exist.
         DatasetError: It holds no image of any of the cases.
     """
-    if not images.exists():
+    is_pattern = "*" in images.name and not images.exists()
+    if not (images.parent if is_pattern else images).exists():
         message = f"the images '{images}' for the report's pictures do not exist"
         raise InputError(message)
-    found = {volume_name(p): p for p in ([images] if images.is_file() else images.iterdir()) if is_volume(p)}
-    files = {p.case: found[p.case] for p in pairs if p.case in found}
+    places = images.parent.glob(images.name) if is_pattern else [images] if images.is_file() else images.iterdir()
+    found = {starred(images, p, volume_name(p)) if is_pattern else volume_name(p): p for p in places if is_volume(p)}
+    files = {}
+    for pair in pairs:
+        longer = [name for name in found if name.startswith(f"{pair.case}_")]
+        names = [name for name in (pair.case, f"{pair.case}_0000") if name in found] or longer
+        if len(names) == 1 or (names and names[0] == pair.case):
+            files[pair.case] = found[names[0]]
     if not files:
         message = (
             f"'{images}' holds no image for the report's pictures: {len(found)} images, and none has the name of one "
@@ -174,7 +184,7 @@ def report_evaluation(
         title="Lesion evaluation",
         evaluation=evaluation,
         images=CaseVolumes(pairs, images, evaluation.protocol, reading),
-        facts={"medfocal": __version__},
+        facts={name.capitalize(): place for name, place in evaluation.inputs.items()},
         max_pictures=max_pictures,
         viewer_limit_mb=viewer_limit_mb,
     )
@@ -212,7 +222,7 @@ def print_table(evaluation: Evaluation, places: Mapping[str, Path | str], headin
             ends = "" if point.reached else " (the curve ends before)"
             value = f"{point.lesion_sensitivity:.2f}{ends}"
             if np.isinf(point.threshold):
-                value = "none: even the surest candidates alone give more (a mask has one confidence)"
+                value = "none: even the surest candidates alone give more"
             rows["sensitivity at 1 FP per case"] = value
     if e.num_ignored_lesions or e.num_ignored_candidates:
         rows["ignored"] = f"{e.num_ignored_lesions} lesions, {e.num_ignored_candidates} candidates"

@@ -411,6 +411,8 @@ def hit_rule_words(protocol: Mapping[str, Any]) -> str:
     if protocol.get("hit_threshold"):
         unit = {"centroid_distance": "\u00a0mm", "centroid_in_radius": " radii"}.get(rule, "")
         words += f" Asked for: {protocol['hit_threshold']:g}{unit}."
+    if str(protocol.get("assignment", "")).startswith(("one_to_one", "greedy")):
+        words += " One candidate finds one lesion: of lesions merged in one candidate the others count as missed."
     if protocol.get("duplicates") == "false" and protocol.get("assignment") != "many_to_many":
         words += " A second candidate on a found lesion counts as false."
     return words

@@ -49,12 +49,12 @@ def test_bad_case_is_named_and_left_out_and_the_rest_goes_on_with_exit_code_3(ho
         write_volume(bad, Volume(np.linspace(0, 1.5, 960).reshape(12, 10, 8), AFFINE))
     ended = run(*WORDS, FEW, folder=home)
     assert ended.code == 3
-    assert "InputError: 1 of 3 cases could not be evaluated and are left out: b." in ended.err
+    assert "InputError: 1 of 3 cases could not be evaluated and are left out:\n" in ended.err
+    assert "case 'b'" in ended.err or "b.nii.gz" in ended.err
     assert "Traceback" not in ended.err
     found = written(home)
     assert (found["num_cases"], found["num_lesions"], found["num_detected_lesions"]) == (2, 4, 2)
     assert [failure["case"] for failure in found["failed"]] == ["b"]
-    assert found["warnings"][0].startswith("1 cases could not be evaluated")
     page = (home / "out" / "report.html").read_text("utf-8")
     assert "could not be evaluated" in page
     assert "b.nii.gz" in page
@@ -124,6 +124,7 @@ def test_killed_evaluation_goes_on_with_the_next_case(tmp_path):
         ("resample=linear", "resample must be nearest or null"),
         ("workers=0", "workers must be 1 or more, got 0"),
         ("classes={a: [0]}", "classes: 'a' must have"),
+        ("protocol.hit_rule=iou", "give the share that a hit needs, such as protocol.hit_threshold=0.25"),
         ("protocol.hit_threshold=0.5", "hit_rule=any_overlap has no hit_threshold"),
         ("protocol=nothing", "nothing"),
     ],
@@ -146,3 +147,38 @@ def test_two_processes_write_the_same_files(home):
     first = {path.name: path.read_bytes() for path in (home / "out").iterdir() if path.suffix != ".html"}
     assert run(*WORDS[:-1], "output=two", FEW, "workers=2", folder=home).code == 0
     assert {path.name: path.read_bytes() for path in (home / "two").iterdir() if path.suffix != ".html"} == first
+
+
+def test_changed_rules_are_named_and_the_places_stand_in_the_files(home):
+    ended = run(*WORDS, FEW, "protocol.hit_rule=iou", "protocol.hit_threshold=0.25", folder=home)
+    assert ended.code == 0
+    assert written(home)["protocol"]["name"] == "any_overlap, changed: hit_rule=iou, hit_threshold=0.25"
+    assert written(home)["inputs"] == {"reference": "reference", "prediction": "prediction"}
+    assert run(*WORDS, FEW, "protocol.threshold=0.25", folder=home).code == 0
+    assert written(home)["protocol"]["name"] == "any_overlap"
+
+
+def test_folder_of_a_class_that_is_none_any_more_goes(home):
+    assert run(*WORDS, FEW, "classes={first: [1], second: [2]}", folder=home).code == 0
+    (home / "out" / "class_second" / "mine.txt").write_text("kept")
+    assert run(*WORDS, FEW, folder=home).code == 0
+    assert not (home / "out" / "class_first").exists()
+    assert [path.name for path in (home / "out" / "class_second").iterdir()] == ["mine.txt"]
+
+
+def test_patterns_pair_by_what_the_star_stands_for(home):
+    for path in (home / "prediction").iterdir():
+        path.rename(path.with_name(path.name.replace(".nii", "_model.nii")))
+    ended = run(
+        "evaluate", "reference=reference", "prediction=prediction/*_model.nii.gz", "output=out", FEW, folder=home
+    )
+    assert (ended.code, ended.err) == (0, "")
+    assert written(home)["num_cases"] == 3
+
+
+@pytest.mark.parametrize("images", ["images", "images/*_T1.nii.gz"])
+def test_images_may_have_a_channel_behind_the_name_of_the_case(home, images):
+    for name in "abc":
+        write(home / "images" / f"{name}_T1.nii.gz", [(1, 4, 100)])
+    ended = run(*WORDS, FEW, f"images={images}", folder=home)
+    assert (ended.code, ended.err) == (0, "")

@@ -190,5 +190,5 @@ def test_all_resamples_of_three_patients_have_their_multinomial_chances():
 
 def test_few_patients_are_warned_of():
     assert warn_of_few_patients(25) is None
-    assert warn_of_few_patients(24).startswith("There are 24 patients; intervals")
-    assert warn_of_few_patients(1).startswith("There is 1 patient;")
+    assert warn_of_few_patients(24).startswith("There are 24 patients: intervals")
+    assert warn_of_few_patients(1).startswith("There is 1 patient:")

@@ -1,5 +1,5 @@
 import math
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 
 import numpy as np
 import pytest
@@ -193,7 +193,10 @@ def test_turning_both_maps_changes_no_count(reference, probability, axes, flippe
     few = Protocol(num_resamples=20)
     plain = evaluate_cases([evaluate_case(reference, probability, np.eye(4), case="a")], few)
     turned = evaluate_cases([evaluate_case(turn(reference), turn(probability), np.eye(4), case="a")], few)
-    np.testing.assert_equal(turned.to_dict()["froc"], plain.to_dict()["froc"])
+    np.testing.assert_equal(asdict(turned.froc.curve), asdict(plain.froc.curve))
+    columns = [[astuple(point) for point in found.froc.points] for found in (turned, plain)]
+    # Lesions come in another order, and sums of them differ in the last digit.
+    np.testing.assert_allclose(*columns, rtol=1e-12)
     counts = ("num_lesions", "num_detected_lesions", "num_candidates", "num_false_candidates")
     assert [getattr(turned, name) for name in counts] == [getattr(plain, name) for name in counts]
     np.testing.assert_equal(asdict(turned.voxel_dice), asdict(plain.voxel_dice))
@@ -330,3 +333,38 @@ def test_rule_that_makes_no_sense_is_refused_by_name(name, value):
 def test_rules_that_do_not_belong_together_are_refused(rules, said):
     with pytest.raises(ValueError, match=said):
         Protocol(**rules)
+
+
+def masks(*false_boxes):
+    """One lesion found and as many false candidates as boxes, by a mask."""
+    reference = fill([(bar(1, 3), 1)]) != 0
+    prediction = fill([(bar(1, 3), 1), *((box, 1) for box in false_boxes)]) != 0
+    return evaluate_case(reference, prediction, AFFINE, case="a")
+
+
+def test_masks_without_false_candidates_reach_every_point_of_the_froc():
+    froc = evaluate_cases([masks()]).froc
+    assert [point.lesion_sensitivity for point in froc.points] == [1] * 7
+    assert froc.cpm == 1
+
+
+def test_nobody_knows_what_a_mask_would_find_at_fewer_false_candidates_than_it_has():
+    evaluation = evaluate_cases([masks(bar(6, 7), bar(9, 10))])
+    values = [point.lesion_sensitivity for point in evaluation.froc.points]
+    np.testing.assert_array_equal(values, [np.nan] * 4 + [1] * 3)
+    assert math.isnan(evaluation.froc.cpm)
+    assert (evaluation.froc.band.false_positives_per_case >= 2).all()
+    assert any("one operating point" in line.why for line in evaluation.undefined)
+
+
+def test_surest_candidates_of_maps_that_are_too_often_false_find_nothing_at_lower_rates():
+    result = result_of("a", [bar(1, 3)], [(bar(1, 3), 0.9), (bar(6, 7), 0.9), (bar(9, 10), 0.9)])
+    assert [point.lesion_sensitivity for point in evaluate_cases([result]).froc.points] == [0] * 4 + [1] * 3
+
+
+def test_missed_lesions_that_a_candidate_hits_are_counted_and_told_of():
+    """bar(1, 8) lies on both lesions and finds the larger."""
+    evaluation = evaluate_cases([result_of("a", [bar(1, 3), bar(5, 8)], [(bar(1, 8), 0.7)])])
+    assert (evaluation.num_detected_lesions, evaluation.num_hit_missed_lesions) == (1, 1)
+    assert any("1 of the 1 missed lesions are hit" in warning for warning in evaluation.warnings)
+    assert evaluate_cases([result_of("a", [bar(1, 3)], [(bar(6, 8), 0.7)])]).num_hit_missed_lesions == 0

@@ -265,21 +265,47 @@ class TestStore:
         measured = measure_pairs(pairs, store=store)
         assert [len(table.candidates) for table in measured.tables[""]] == [1, 0, 1]
 
-    @pytest.mark.parametrize(
-        ("protocol", "reading"),
-        [
-            (Protocol(connectivity=6), Reading()),
-            (Protocol(), Reading(surface=True)),
-            (Protocol(), Reading(ignore_value=7)),
-        ],
-    )
-    def test_tables_made_otherwise_are_made_again(self, pairs, tmp_path, protocol, reading):
+    @pytest.mark.parametrize("reading", [Reading(surface=True), Reading(ignore_value=7)])
+    def test_tables_of_files_read_otherwise_are_made_again(self, pairs, tmp_path, reading):
         store = tmp_path / "tables.jsonl"
         measure_pairs(pairs, store=store)
         before = self.lines(store)[0]
-        measure_pairs(pairs, protocol, reading, store=store)
+        measure_pairs(pairs, reading=reading, store=store)
         assert len(self.lines(store)) == 4
         assert self.lines(store)[0] != before
+
+    def test_other_shaping_rules_measure_again_and_both_are_kept(self, pairs, tmp_path):
+        store = tmp_path / "tables.jsonl"
+        measure_pairs(pairs, store=store)
+        faces = Protocol(connectivity=6)
+        tables = measure_pairs(pairs, faces, store=store).tables[""]
+        assert [table.shaping["connectivity"] for table in tables] == [6, 6, 6]
+        assert len(self.lines(store)) == 7
+        for protocol in (Protocol(), faces):
+            again = measure_pairs(pairs, protocol, store=store).tables[""]
+            assert {table.shaping["connectivity"] for table in again} == {protocol.connectivity}
+        assert len(self.lines(store)) == 7
+
+    def test_rules_of_how_maps_become_candidates_do_not_concern_masks(self, pairs, tmp_path):
+        store = tmp_path / "tables.jsonl"
+        measure_pairs(pairs, store=store)
+        cut = Protocol(candidates="threshold", threshold=0.3)
+        assert evaluate_measured(measure_pairs(pairs, cut, store=store), cut).num_detected_lesions == 3
+        assert len(self.lines(store)) == 4
+        write_volume(pairs[0].prediction, Volume(0.4 * fill([(bar(2, 4), 1)]), AFFINE))
+        for protocol in (Protocol(), cut, Protocol()):
+            measure_pairs(pairs, protocol, store=store)
+        assert len(self.lines(store)) == 6  # the map was measured for either
+
+    @pytest.mark.parametrize("fault", [{"lesions": 1}, {"overlaps": {}}, {"shaping": 3}, {"candidates": None}])
+    def test_line_that_was_tampered_with_is_measured_again(self, pairs, tmp_path, fault):
+        store = tmp_path / "tables.jsonl"
+        measure_pairs(pairs, store=store)
+        lines = self.lines(store)
+        lines[2]["tables"][""] |= fault
+        store.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        measured = measure_pairs(pairs, store=store)
+        assert [len(table.candidates) for table in measured.tables[""]] == [1, 1, 1]
 
     def test_another_hit_rule_and_threshold_use_the_same_tables(self, pairs, tmp_path):
         store = tmp_path / "tables.jsonl"
