@@ -487,6 +487,9 @@ def _check_reading(values: Mapping[str, Any]) -> None:
             message = f"{key} must be one of {choices}, got {values[key]!r}"
             raise ConfigError(message)
     reading_of(values)
+    if not values["output"].strip():
+        message = "output must name a folder, got ''"
+        raise ConfigError(message)
     if values.get("readers") is not None:
         refused = ("classes", "ignore", "ignore_value", "resample")
         given = [key for key in refused if values[key] is not None]

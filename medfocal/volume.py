@@ -215,10 +215,18 @@ def resample_nearest(volume: Volume, like: Volume) -> Volume:
     """Bring a volume onto another grid; each voxel takes the value of the nearest, 0 outside of the volume.
 
     A voxel half-way between two takes either.
+
+    Raises:
+        GeometryError: The two lie apart.
     """
     from scipy import ndimage
 
     to_source = np.linalg.inv(volume.affine) @ like.affine
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in like.shape))], float) @ to_source.T
+    low, high = corners.min(axis=0)[:3], corners.max(axis=0)[:3]
+    if (high < -0.5).any() or (low > np.array(volume.shape) - 0.5).any():
+        message = f"two grids that are to be brought together lie apart: {like.grid_difference(volume)}"
+        raise GeometryError(message)
     array = ndimage.affine_transform(
         volume.array, to_source[:3, :3], to_source[:3, 3], like.shape, order=0, mode="grid-constant", prefilter=False
     )
@@ -327,6 +335,9 @@ def _read_nifti(path: Path, ending: str) -> Volume:
 def _read_bytes(path: Path) -> bytes:
     """Whole content; a gzip stream is decompressed and its checksum and length are verified."""
     content = path.read_bytes()
+    if not content:
+        message = f"the file '{path}' is empty. Fetch or export it again."
+        raise InputError(message)
     zipped = content[:2] == b"\x1f\x8b"
     if path.name.endswith(".gz") and not zipped:
         message = (

@@ -185,12 +185,13 @@ def _ends(replicates: Replicates, figure: int, level: float, kind: IntervalKind)
     quantiles = np.array([(1 - level) / 2, (1 + level) / 2])
     if kind == "bca":
         quantiles = _bca_quantiles(value, resampled, replicates.left_out[:, figure], quantiles)
-    low, high = np.quantile(resampled, quantiles)
+    low, high = np.quantile(resampled, np.clip(quantiles, 0, 1))
     return float(low), float(high)
 
 
 def _bca_quantiles(value: float, resampled: FloatArray, left_out: FloatArray, quantiles: FloatArray) -> FloatArray:
-    below = ((resampled < value).mean() + (resampled <= value).mean()) / 2
+    rounding = 1e-12 * max(1.0, abs(value))  # the order of sums must not decide ties
+    below = ((resampled < value - rounding).mean() + (resampled <= value + rounding).mean()) / 2
     bias = float(ndtri(np.clip(below, 0.5 / len(resampled), 1 - 0.5 / len(resampled))))
     left_out = left_out[~np.isnan(left_out)]
     differences = left_out.mean() - left_out if len(left_out) else np.zeros(1)

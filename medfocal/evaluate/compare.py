@@ -32,6 +32,7 @@ from medfocal.evaluate.operating_points import (
     sensitivity_at_rates,
     threshold_at_rate,
 )
+from medfocal.evaluate.pairs import some
 from medfocal.evaluate.pool import Pool, pool
 from medfocal.evaluate.protocols import Protocol
 from medfocal.evaluate.table import CaseTable
@@ -242,7 +243,13 @@ def compare_tables(
         message = f"a and b must have the same cases, but {what}. Compare models on the same cases."
         raise DatasetError(message)
     of_a, of_b = (pool([judge(table, protocol) for table in tables]) for tables in (a, b))
-    return compare(of_a, of_b, protocol, cases=names[0], primary_rate=primary_rate, num_permutations=num_permutations)
+    found = compare(of_a, of_b, protocol, cases=names[0], primary_rate=primary_rate, num_permutations=num_permutations)
+    warnings = [
+        f"{model} has no prediction of {some(missing)}: that counts as nothing found."
+        for model, tables in (("a", a), ("b", b))
+        if (missing := [table.case for table in tables if table.missing])
+    ]
+    return replace(found, warnings=[*warnings, *found.warnings])
 
 
 def write_comparison(comparison: PairedComparison, directory: Path, *, a: str, b: str) -> Path:

@@ -242,7 +242,9 @@ def hit_rule_curve(
     if hit_rule not in CURVE_RULES:
         message = f"hit_rule must be one of {CURVE_RULES}, got {hit_rule!r}"
         raise ValueError(message)
+    # What belongs to the protocol's own measure does not hold for another.
     others: dict[str, Any] = {"outside_share": 1.0, "contributing_share": 1.0}
+    others |= {"small_volume_mm3": 0.0, "small_hit_threshold": 0.0}
     rules = [replace(protocol, hit_rule=hit_rule, hit_threshold=float(value), **others) for value in thresholds]
     patients, patient = np.unique([table.patient for table in tables], return_inverse=True)
     curve = HitRuleCurve(

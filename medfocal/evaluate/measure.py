@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import ctypes
 import functools
 import multiprocessing
+import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -64,6 +68,9 @@ class Reading:
             if getattr(self, name) not in choices:
                 message = f"{name} must be one of {choices}, got {getattr(self, name)!r}"
                 raise ValueError(message)
+        if self.ignore_value is not None and self.ignore_value < 1:
+            message = f"ignore_value must be a label value of 1 or more, or null, got {self.ignore_value}"
+            raise ValueError(message)
         if self.resample not in (None, "nearest"):
             message = f"resample must be nearest or null, got {self.resample!r}"
             raise ValueError(message)
@@ -177,7 +184,9 @@ def measure_pairs(
     with contextlib.ExitStack() as stack:
         kept = None if store is None else stack.enter_context(TableStore(store, _made_by(protocol, reading)))
         known = {
-            pair.case: found for pair in pairs if kept is not None and (found := kept.get(pair, protocol)) is not None
+            pair.case: found
+            for pair in pairs
+            if kept is not None and (found := kept.get(pair, protocol, tables)) is not None
         }
         unknown = [pair for pair in pairs if pair.case not in known]
         answers = stack.enter_context(_answers(unknown, protocol, reading, workers))
@@ -212,7 +221,8 @@ def _answers(
         return
     # A fresh process each: one that is forked would carry the threads of numerical libraries in any state.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(pairs)), context) as pool:
+    begin = functools.partial(_begin_worker, os.getpid())
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(pairs)), context, initializer=begin) as pool:
         try:
             chunk = max(1, min(16, len(pairs) // (4 * workers)))
             yield pool.map(task, pairs, chunksize=chunk)
@@ -223,6 +233,16 @@ def _answers(
             raise ResourceError(message) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before this was said
+            os._exit(1)
 
 
 def _try_pair(pair: Pair, *, protocol: Protocol, reading: Reading) -> Tables | MedfocalError:

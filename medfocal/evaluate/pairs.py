@@ -224,7 +224,12 @@ def _read_manifest(path: Path, missing: Missing) -> list[_ManifestRow]:
         message = f"the manifest '{path}' cannot be read: {error}"
         raise InputError(message) from error
     known = {"case", "patient", "reference", "prediction", "ignore"}
-    if "case" not in columns or set(columns) - known or ("reference" in columns) != ("prediction" in columns):
+    if (
+        "case" not in columns
+        or set(columns) - known
+        or len(set(columns)) < len(columns)
+        or ("reference" in columns) != ("prediction" in columns)
+    ):
         message = (
             f"the manifest '{path}' has the columns {', '.join(columns) or 'none'}. It needs 'case' and may have"
             " 'patient', 'reference' with 'prediction', and 'ignore'."

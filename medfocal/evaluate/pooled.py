@@ -287,8 +287,9 @@ def _warnings(tables: Sequence[CaseTable], rows: Sequence[Row], cases: Pool) -> 
     num_hit = sum(row["num_hit_missed_lesions"] for row in rows)
     if num_hit:
         num_missed = sum(row["num_lesions"] - row["num_detected_lesions"] for row in rows)
+        are = "is" if num_hit == 1 else "are"
         found.append(
-            f"{num_hit} of the {num_missed} missed lesions are hit by a candidate that counts for another lesion, or"
+            f"{num_hit} of the {num_missed} missed lesions {are} hit by a candidate that counts for another lesion, or"
             " for none. protocol.assignment=many_to_many would count every hit."
         )
     few = warn_of_few_patients(cases.num_patients)

@@ -173,7 +173,7 @@ class Protocol:
         self._check_hit_rule()
         for name in ("false_positive_rates", "diameter_edges_mm", "volume_edges_mm3"):
             values = tuple(float(value) for value in getattr(self, name))
-            rising = all(b > a for a, b in itertools.pairwise((0.0, *values)))
+            rising = all(a < b < math.inf for a, b in itertools.pairwise((0.0, *values)))
             self._require(name, rising and (bool(values) or name != "false_positive_rates"), "positive and rising")
             object.__setattr__(self, name, values)
 

@@ -273,8 +273,8 @@ def _plain_dataclasses(value: Any) -> Any:
 def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
     """Write evaluation.json, cases.csv, lesions.csv and candidates.csv, and readers.csv where readers were compared.
 
-    In the files undefined is null or an empty cell. Classes have a folder each. Without readers a readers.csv of an
-    earlier evaluation is removed.
+    In the files undefined is null or an empty cell. Classes have a folder each. What an earlier evaluation wrote and
+    this one does not is removed: its page, a readers.csv, folders of other classes.
 
     Args:
         evaluation: What to write.
@@ -284,6 +284,7 @@ def write_evaluation(evaluation: Evaluation, directory: Path) -> Path:
         The folder.
     """
     directory = Path(directory)
+    (directory / "report.html").unlink(missing_ok=True)  # an older page beside new figures would tell of others
     write_csv(directory / "cases.csv", evaluation.cases, CASE_COLUMNS)
     write_csv(directory / "lesions.csv", evaluation.lesions, LESION_COLUMNS)
     write_csv(directory / "candidates.csv", evaluation.candidates, CANDIDATE_COLUMNS)

@@ -7,7 +7,7 @@ are measured again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -50,8 +50,8 @@ class TableStore:
         if self._file is not None:
             self._file.close()
 
-    def get(self, pair: Pair, protocol: Protocol) -> Tables | None:
-        """Give the tables of a case, if they are of these very files and shaped as the protocol asks."""
+    def get(self, pair: Pair, protocol: Protocol, names: Collection[str]) -> Tables | None:
+        """Give the tables of a case, one a name, if they are of these very files and shaped as the protocol asks."""
         found = self._known.get(pair.case, [])
         stamp = _stamp(pair) if found else None
         for files, tables in reversed(found):
@@ -59,10 +59,12 @@ class TableStore:
                 continue
             try:
                 read = {name: CaseTable.from_dict(table) for name, table in tables.items()}
-                if all(protocol.shapes_alike(table.shaping, is_mask=table.is_mask) for table in read.values()):
-                    return read
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
                 continue  # not what was written: the case is measured again
+            own = all((table.case, table.patient) == (pair.case, pair.patient) for table in read.values())
+            alike = all(protocol.shapes_alike(table.shaping, is_mask=table.is_mask) for table in read.values())
+            if own and alike and set(read) == set(names):
+                return read
         return None
 
     def add(self, pair: Pair, tables: Tables) -> None:
@@ -118,7 +120,7 @@ class TableStore:
                     if end:
                         self._known.setdefault(value["case"], []).append((value["files"], value["tables"]))
                     end += len(line)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             pass  # what was read until here is whole; the rest is measured again
         return end
 

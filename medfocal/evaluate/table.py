@@ -5,6 +5,7 @@ Hit rule, assignment, strata, operating point and intervals are functions of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -127,7 +128,37 @@ class CaseTable:
             name: Parts(**{f.name: _column(f.name, values[name][f.name]) for f in fields(Parts)}) for name in _SIDES
         }
         overlaps = Overlaps(**{f.name: np.array(values["overlaps"][f.name], np.int64) for f in fields(Overlaps)})
-        return cls(**own, **parts, overlaps=overlaps)
+        table = cls(**own, **parts, overlaps=overlaps)
+        table._check()
+        return table
+
+    def _check(self) -> None:
+        """Hold what was read against what a table can be; a file of tables may have been changed by hand."""
+        lesions, candidates, overlaps = self.lesions, self.candidates, self.overlaps
+        columns = [(len(parts), getattr(parts, f.name)) for parts in (lesions, candidates) for f in fields(Parts)]
+        columns += [(len(candidates), self.candidate_point_lesion), (len(overlaps), self.pair_ignored_voxels)]
+        columns += [(len(overlaps), getattr(overlaps, f.name)) for f in fields(Overlaps)]
+        columns += [] if self.pair_surface is None else [(len(overlaps), self.pair_surface)]
+        key = overlaps.lesion * (len(candidates) + 1) + overlaps.candidate
+        confidence = candidates.confidence
+        fits = (
+            all(len(column) == length for length, column in columns),
+            all((parts.num_voxels >= 1).all() and (parts.volume_ml > 0).all() for parts in (lesions, candidates)),
+            bool(((confidence >= 0) & (confidence <= 1)).all()) and bool(np.isnan(lesions.confidence).all()),
+            all(
+                bool(((number >= 1) & (number <= most)).all())
+                for number, most in ((overlaps.lesion, len(lesions)), (overlaps.candidate, len(candidates)))
+            ),
+            bool((np.diff(key) > 0).all()) and bool((overlaps.num_grown >= 1).all()),
+            self.voxel_volume_ml > 0 and 0 <= self.scanned_litres < float("inf"),
+            isinstance(self.is_mask, bool) and isinstance(self.missing, bool),
+            isinstance(self.case, str) and isinstance(self.patient, str) and isinstance(self.shaping, Mapping),
+            not self.surface or set(self.surface) == set(SURFACE_FIGURES),
+            math.isnan(self.surface_threshold) == (not self.surface),
+        )
+        if not all(fits):
+            message = f"a table of case {self.case!r} does not fit together: check {fits.index(False)}"
+            raise ValueError(message)
 
 
 _SIDES = ("lesions", "candidates")

@@ -53,8 +53,8 @@ def whole_labels(array: NDArray[Any], where: str) -> NDArray[Any]:
     if off.any():
         index = tuple(int(n) for n in np.argwhere(off)[0])
         message = (
-            f"{where} holds {array[index]!s} at voxel {index}, which is not a whole number of 0 or more. A reference"
-            " holds classes; a probability map is a prediction."
+            f"{where} holds {array[index]!s} at voxel {index}, which is not a whole number of 0 or more. Labels are"
+            " classes, or numbers of parts; only a prediction may be a probability map."
         )
         raise InputError(message)
     high, most = float(rounded.max(initial=0)), np.iinfo(np.int32).max
@@ -100,6 +100,8 @@ def find_predicted(
             expected.
     """
     is_mask = prediction.dtype.kind in "bu" or _is_mask(prediction, where)
+    if expected == "probability" and prediction.dtype.kind == "f":
+        is_mask = False  # a map may be 0 and 1 nearly everywhere: in a case without lesions, or of a very sure model
     if expected != "auto" and is_mask != (expected == "mask") and bool(prediction.any()):
         message = (
             f"{where} is a {_kind(is_mask=is_mask)}, but a {_kind(is_mask=not is_mask)} is expected"

@@ -192,3 +192,10 @@ def test_a_case_that_counts_as_nothing_found_is_one_for_both_models(files):
 def test_another_grid_is_refused(files):
     write_volume(files / "second" / "c0_probability.nii.gz", Volume(np.zeros(SHAPE, np.float32), np.eye(4)))
     assert_refused(run(*WORDS, folder=files), 3, "case 'c0'", "grids")
+
+
+def test_case_without_a_prediction_of_one_model_is_named(files):
+    min((files / "second").iterdir()).unlink()
+    ended = run(*WORDS, "missing=empty", folder=files)
+    assert ended.code == 0, ended.err
+    assert "b has no prediction of" in ended.out

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,6 +124,8 @@ def test_killed_evaluation_goes_on_with_the_next_case(tmp_path):
         ("instances=all", "instances must be one of"),
         ("expect=masks", "expect must be one of"),
         ("resample=linear", "resample must be nearest or null"),
+        ("output=", "output must name a folder"),
+        ("protocol.false_positive_rates=[1,inf]", "false_positive_rates must be positive and rising"),
         ("workers=0", "workers must be 1 or more, got 0"),
         ("classes={a: [0]}", "classes: 'a' must have"),
         ("protocol.hit_rule=iou", "give the share that a hit needs, such as protocol.hit_threshold=0.25"),
@@ -182,3 +186,37 @@ def test_images_may_have_a_channel_behind_the_name_of_the_case(home, images):
         write(home / "images" / f"{name}_T1.nii.gz", [(1, 4, 100)])
     ended = run(*WORDS, FEW, f"images={images}", folder=home)
     assert (ended.code, ended.err) == (0, "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+def test_workers_end_with_the_command_however_it_ends(tmp_path):
+    shape = (120, 110, 90)
+    for number in range(60):
+        write(tmp_path / "reference" / f"{number:02}.nii.gz", [(1, 40, 1)], shape=shape)
+        write(tmp_path / "prediction" / f"{number:02}.nii.gz", [(2, 40, 1)], shape=shape)
+    started = start(*WORDS, FEW, "workers=2", folder=tmp_path)
+    tables = tmp_path / "out" / "tables.jsonl"
+    while not tables.exists() or tables.read_bytes().count(b"\n") < 3:
+        assert started.process.is_alive(), "it was done before it could be killed"
+        time.sleep(0.001)
+    children = [int(pid) for pid in child_pids(started.process.pid)]
+    assert len(children) >= 2
+    os.kill(started.process.pid, signal.SIGKILL)
+    started.process.join()
+    deadline = time.monotonic() + 60
+    while alive := [pid for pid in children if (Path("/proc") / str(pid)).exists()]:
+        assert time.monotonic() < deadline, f"{alive} go on"
+        time.sleep(0.05)
+
+
+def child_pids(pid):
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
+
+
+def test_an_older_page_does_not_stay_beside_new_figures(home):
+    assert run(*WORDS, FEW, folder=home).code == 0
+    write(home / "images" / "a.nii.gz", [], affine=np.diag([0.5, 1.0, 4.0, 1.0]))
+    assert run(*WORDS, FEW, "images=images", "protocol.threshold=0.4", folder=home).code == 3
+    assert written(home)["protocol"]["threshold"] == 0.4
+    assert not (home / "out" / "report.html").exists()

@@ -366,5 +366,5 @@ def test_missed_lesions_that_a_candidate_hits_are_counted_and_told_of():
     """bar(1, 8) lies on both lesions and finds the larger."""
     evaluation = evaluate_cases([result_of("a", [bar(1, 3), bar(5, 8)], [(bar(1, 8), 0.7)])])
     assert (evaluation.num_detected_lesions, evaluation.num_hit_missed_lesions) == (1, 1)
-    assert any("1 of the 1 missed lesions are hit" in warning for warning in evaluation.warnings)
+    assert any("1 of the 1 missed lesions is hit" in warning for warning in evaluation.warnings)
     assert evaluate_cases([result_of("a", [bar(1, 3)], [(bar(6, 8), 0.7)])]).num_hit_missed_lesions == 0

@@ -94,10 +94,8 @@ def test_a_pattern_chooses_between_two_predictions_of_a_case(folders):
 def test_reference_without_prediction_is_refused_by_name(folders):
     reference, prediction = folders
     (prediction / "b_mask.nii.gz").unlink()
-    with pytest.raises(
-        DatasetError,
-        match=r"1 of 2 references have no prediction in .*: b.nii.gz; it holds a_mask.nii.gz\. Predict them",
-    ):
+    match = r"1 of 2 references have no prediction in .*: b.nii.gz; it holds a_mask.nii.gz\. Predict them"
+    with pytest.raises(DatasetError, match=match):
         evaluate_files(reference, prediction)
 
 

@@ -441,3 +441,13 @@ def test_same_table_under_four_rules_never_reads_an_image_again():
         found.append(int(sum((outcome.lesion_candidate > 0).sum() for outcome in outcomes)))
     assert all(more >= less for more, less in itertools.pairwise(found))
     assert found[0] > 2 * found[-1]
+
+
+def test_rule_for_small_lesions_is_of_the_protocols_own_measure_and_not_of_a_curves():
+    """Lesion of 4 voxels and a candidate of 11 that shares 1: Dice 2 / 15 reaches 0.1, IoU 1 / 14 does not."""
+    reference, prediction = (np.zeros((12, 10, 8), bool) for _ in range(2))
+    reference[2:6, 3, 3] = True
+    prediction[5, 3, 3] = prediction[6:11, 3, 3] = prediction[6:11, 4, 3] = True
+    table = evaluate_case(reference, prediction, np.eye(4), case="a", protocol=named("brats_met_20mm3"))
+    assert (judge(table, named("brats_met_20mm3")).lesion_candidate > 0).all()
+    assert hit_rule_curve([table], named("brats_met_20mm3"), "iou").num_detected[0, 0] == 1

@@ -149,6 +149,23 @@ def test_prediction_on_another_grid_is_brought_onto_the_references_if_asked_for(
     assert table.overlaps.num_voxels.tolist() == [8]
 
 
+@pytest.mark.parametrize("value", [4e-4, 0.9996])
+def test_quiet_or_very_sure_map_is_a_map_if_one_is_expected(pair, value):
+    """As a model gives it for a case without lesions; by its values alone it might be a mask."""
+    write(pair.prediction, [(bar(2, 4), value)], dtype=np.float32)
+    table = measure_pair(pair, Protocol(floor=1e-4), Reading(expect="probability"))[""]
+    assert not table.is_mask
+    assert table.candidates.confidence == pytest.approx([value])
+
+
+def test_prediction_that_lies_elsewhere_is_not_resampled(pair):
+    far = AFFINE.copy()
+    far[0, 3] += 1000
+    write(pair.prediction, [(bar(2, 4), 1)], affine=far)
+    with pytest.raises(GeometryError, match=r"lie apart: origin .*corners up to 1e\+03 mm apart"):
+        measure_pair(pair, reading=Reading(resample="nearest"))
+
+
 @pytest.mark.usefixtures("pair")
 def test_missing_prediction_counts_as_nothing_found_only_if_asked_for(tmp_path):
     write(tmp_path / "reference" / "b.nii.gz", [(bar(1, 2), 1)])
@@ -297,7 +314,22 @@ class TestStore:
             measure_pairs(pairs, protocol, store=store)
         assert len(self.lines(store)) == 6  # the map was measured for either
 
-    @pytest.mark.parametrize("fault", [{"lesions": 1}, {"overlaps": {}}, {"shaping": 3}, {"candidates": None}])
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            {"lesions": 1},
+            {"overlaps": {}},
+            {"overlaps": {"lesion": [9], "candidate": [1], "num_voxels": [8], "num_grown": [8]}},
+            {"shaping": 3},
+            {"candidates": None},
+            {"candidate_point_lesion": [1, 1]},
+            {"scanned_litres": -1.0},
+            {"is_mask": "yes"},
+            {"surface": {"hd95_mm": 0}},
+            {"patient": "another"},
+            {"voxel_volume_ml": 10**400},
+        ],
+    )
     def test_line_that_was_tampered_with_is_measured_again(self, pairs, tmp_path, fault):
         store = tmp_path / "tables.jsonl"
         measure_pairs(pairs, store=store)
@@ -341,6 +373,7 @@ class TestStore:
         ({"classes": {"a": [0]}}, r"label values of 1 or more.*\[0\]"),
         ({"classes": {"a": [1, 9]}, "ignore_value": 9}, "other than ignore_value .9."),
         ({"classes": {"a": [1]}, "instances": "both"}, "instances=both numbers parts"),
+        ({"ignore_value": 0}, "ignore_value must be a label value of 1 or more, or null, got 0"),
         ({"instances": "all"}, "instances must be one of"),
         ({"expect": "masks"}, "expect must be one of"),
         ({"resample": "linear"}, "resample must be nearest or null, got 'linear'"),

@@ -58,10 +58,20 @@ COUNTS = (
     "num_ignored_candidates",
     "num_split_lesions",
     "num_merging_candidates",
+    "num_hit_missed_lesions",
 )
 OTHERS = (
     *("protocol", "claim", "by_size", "froc", "hit_rule_curves", "calibration", "voxel_dice", "volume_difference_ml"),
-    *("mean_absolute_volume_difference_ml", "surface", "published", "missing", "failed", "warnings", "undefined"),
+    *(
+        "mean_absolute_volume_difference_ml",
+        "surface",
+        "published",
+        "missing",
+        "failed",
+        "warnings",
+        "undefined",
+        "inputs",
+    ),
 )
 
 
@@ -130,6 +140,7 @@ def test_cases_csv_has_a_row_for_each_case(evaluation, tmp_path):
     assert ",".join(first) == (
         "case,patient,num_lesions,num_detected_lesions,num_ignored_lesions,num_candidates,num_true_candidates,"
         "num_false_candidates,num_double_candidates,num_ignored_candidates,num_split_lesions,num_merging_candidates,"
+        "num_hit_missed_lesions,"
         "voxel_dice,reference_volume_ml,predicted_volume_ml,volume_difference_ml,"
         "hd95_mm,hd95_pooled_mm,assd_mm,masd_mm,nsd"
     )

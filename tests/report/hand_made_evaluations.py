@@ -60,7 +60,8 @@ class HandMade:
                 "case": name, "patient": patient or name, "num_lesions": len(lesions),
                 "num_detected_lesions": len(found), "num_ignored_lesions": 0,
                 "num_candidates": len(found) + len(false), "num_true_candidates": len(found),
-                "num_false_candidates": len(false), "num_hit_missed_lesions": 0, "voxel_dice": dice, "reference_volume_ml": 0.5,
+                "num_false_candidates": len(false), "num_hit_missed_lesions": 0, "voxel_dice": dice,
+                "reference_volume_ml": 0.5,
                 "predicted_volume_ml": 0.4, "volume_difference_ml": -0.1, **dict.fromkeys(SURFACE, 1.25),
             } | row
         )  # fmt: skip

@@ -117,7 +117,7 @@ def test_without_lesions_the_answer_says_that_there_is_nothing_to_find(tmp_path)
 
 
 def test_the_headlines_say_what_the_numbers_mean(page):
-    assert "3 cases, 3 patients, 2 lesions, confidence threshold 0.5" in page.text
+    assert "3 cases, 3 patients, 2 lesions, protocol any_overlap, confidence threshold 0.5" in page.text
     assert (
         "Lesions found 1 of 2 = 50 % In patients like these, the true rate is plausibly between 25 % and" in page.text
     )
