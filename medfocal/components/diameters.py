@@ -147,8 +147,10 @@ def longest_distances(
 
 def _longest_of_each(places: NDArray[np.float64]) -> NDArray[np.float64]:
     """Of (sets, points, 3)."""
-    square = (places**2).sum(axis=-1)
-    squares = square[:, :, None] + square[:, None, :] - 2 * places @ places.transpose(0, 2, 1)
+    square = np.einsum("spc,spc->sp", places, places)
+    squares = (-2 * places) @ places.transpose(0, 2, 1)
+    squares += square[:, :, None]  # in place: new memory for each sum takes most of the time
+    squares += square[:, None, :]
     return np.asarray(np.sqrt(squares.max(axis=(1, 2))))
 
 

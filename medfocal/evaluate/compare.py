@@ -159,6 +159,7 @@ def compare(
     cases: Sequence[str],
     primary_rate: float | None = 1.0,
     num_permutations: int = 10_000,
+    has_curves: bool = True,
 ) -> PairedComparison:
     """Compare two models on the same lesions.
 
@@ -178,6 +179,7 @@ def compare(
         primary_rate: False positives per case at which sensitivities are compared for the verdict; None compares them
             at the protocol's threshold, which is what masks have.
         num_permutations: Swaps to draw, at least 1.
+        has_curves: Whether both models can be read at other rates than that of the threshold, which masks cannot.
 
     Returns:
         The comparison; what could not be had is NaN and listed in `undefined`.
@@ -188,7 +190,9 @@ def compare(
     check_same_reference(a, b, cases)
     rate = math.nan if primary_rate is None else primary_rate
     swaps, is_exact = draw_swaps(a.num_patients, num_permutations, seed=protocol.seed)
-    differences = _differences(a, b, protocol, _columns(protocol, primary_rate), swaps, is_exact=is_exact)
+    differences = _differences(
+        a, b, protocol, _columns(protocol, primary_rate, has_curves=has_curves), swaps, is_exact=is_exact
+    )
     primary = next(
         d for d in differences if d.figure == "lesion_sensitivity" and _same(d.false_positives_per_case, rate)
     )
@@ -243,7 +247,16 @@ def compare_tables(
         message = f"a and b must have the same cases, but {what}. Compare models on the same cases."
         raise DatasetError(message)
     of_a, of_b = (pool([judge(table, protocol) for table in tables]) for tables in (a, b))
-    found = compare(of_a, of_b, protocol, cases=names[0], primary_rate=primary_rate, num_permutations=num_permutations)
+    has_masks = any(table.is_mask and len(table.candidates) for table in (*a, *b))
+    found = compare(
+        of_a,
+        of_b,
+        protocol,
+        cases=names[0],
+        primary_rate=primary_rate,
+        num_permutations=num_permutations,
+        has_curves=primary_rate is not None or not has_masks,
+    )
     warnings = [
         f"{model} has no prediction of {some(missing)}: that counts as nothing found."
         for model, tables in (("a", a), ("b", b))
@@ -357,25 +370,27 @@ def place_of(rate: float) -> str:
 Column = tuple[str, float]
 
 
-def _columns(protocol: Protocol, primary_rate: float | None) -> list[Column]:
-    """Every figure with the rate it is read at."""
+def _columns(protocol: Protocol, primary_rate: float | None, *, has_curves: bool) -> list[Column]:
+    """Every figure with the rate it is read at; of masks nobody knows what they would find at another rate."""
     rates = sorted({*protocol.false_positive_rates, *(() if primary_rate is None else (primary_rate,))})
     at_threshold = [("lesion_sensitivity", math.nan), ("false_positives_per_case", math.nan)]
-    of_curve = [(name, math.nan) for name in ("cpm", "wafroc", "wafroc1")]
-    return [*at_threshold, *(("lesion_sensitivity", rate) for rate in rates), *of_curve]
+    of_curve = [*(("lesion_sensitivity", rate) for rate in rates), ("cpm", math.nan)] if has_curves else []
+    return [*at_threshold, *of_curve, ("wafroc", math.nan), ("wafroc1", math.nan)]
 
 
 def _figures(of: Pool, weights: Floats, protocol: Protocol, columns: Sequence[Column]) -> Floats:
     """Every figure under each weighting of the patients, (weightings, figures)."""
     rates = [rate for _, rate in columns if not math.isnan(rate)]
-    sensitivity = sensitivity_at_rates(of, weights, rates)
-    of_cpm = [rates.index(rate) for rate in protocol.false_positive_rates]
+    of_curve = []
+    if rates:
+        sensitivity = sensitivity_at_rates(of, weights, rates)
+        of_cpm = [rates.index(rate) for rate in protocol.false_positive_rates]
+        of_curve = [sensitivity, sensitivity[:, of_cpm].mean(axis=1)]
     return np.column_stack(
         [
             sensitivity_at(of, weights, protocol.threshold),
             false_positives_per_case_at(of, weights, protocol.threshold),
-            sensitivity,
-            sensitivity[:, of_cpm].mean(axis=1),
+            *of_curve,
             wafroc(of, weights),
             wafroc(of, weights, false_of_all_cases=True),
         ]

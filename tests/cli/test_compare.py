@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from commands import assert_refused, run
 
-from medfocal.volume import Volume, write_volume
+from medfocal.volume import Volume, read_volume, write_volume
 
 SHAPE = (12, 10, 8)
 AFFINE = np.array([[-0.5, 0, 0, 20], [0, 1, 0, -7], [0, 0, 3, 4], [0, 0, 0, 1.0]])
@@ -199,3 +199,15 @@ def test_case_without_a_prediction_of_one_model_is_named(files):
     ended = run(*WORDS, "missing=empty", folder=files)
     assert ended.code == 0, ended.err
     assert "b has no prediction of" in ended.out
+
+
+def test_masks_are_compared_at_their_one_operating_point_only(files):
+    for path in (files / "second").iterdir():
+        volume = read_volume(path)
+        write_volume(path, volume.with_array((volume.array > 0.5).astype(np.uint8)))
+    assert run(*WORDS, folder=files).code == 0
+    summary, rows = results(files / "o")
+    assert summary["primary_rate"] is None
+    figures = {row["figure"] for row in rows}
+    assert figures == {"lesion_sensitivity", "false_positives_per_case", "wafroc", "wafroc1"}
+    assert len(rows) == 4
