@@ -138,7 +138,7 @@ def evaluate_cases(
         protocol=protocol,
         num_cases=cases.num_cases,
         num_patients=cases.num_patients,
-        num_lesion_free_cases=int(_is_lesion_free(cases).sum()),
+        num_lesion_free_cases=int(cases.case_is_lesion_free.sum()),
         **figures,
         claim=claim(rates["lesion_sensitivity"]),
         by_size=strata,
@@ -184,16 +184,12 @@ def _are_masks(tables: Sequence[CaseTable]) -> bool:
     return all(table.is_mask for table in tables) and any(len(table.candidates) for table in tables)
 
 
-def _is_lesion_free(cases: Pool) -> NDArray[np.bool_]:
-    return np.asarray(cases.case_is_certain & (cases.case_num_lesions == 0))
-
-
 def _rates(rows: Sequence[Row], cases: Pool, protocol: Protocol) -> dict[str, Rate]:
     def by_patient(name: str, *, only: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
         values = np.array([row[name] for row in rows], np.float64)
         return np.bincount(cases.case_patient, values if only is None else values * only).astype(np.float64)
 
-    free = _is_lesion_free(cases)
+    free = cases.case_is_lesion_free
     lesions, detected = by_patient("num_lesions"), by_patient("num_detected_lesions")
     true, false = by_patient("num_true_candidates"), by_patient("num_false_candidates")
     level, method = protocol.level, protocol.interval
@@ -233,8 +229,6 @@ def _strata(cases: Pool, protocol: Protocol) -> list[Stratum]:
 
 def _hit_rule_curves(tables: Sequence[CaseTable], protocol: Protocol) -> list[Row]:
     """Sensitivity over the threshold of each hit rule that is a share."""
-    if protocol.reference_dilation:  # lesions that grew together cannot be told apart again
-        return []
     curves: list[Row] = []
     for hit_rule in CURVE_RULES:
         curve = hit_rule_curve(tables, protocol, hit_rule)
