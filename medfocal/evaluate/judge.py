@@ -261,14 +261,34 @@ def hit_rule_curve(
         ignored = ignored_lesions(table, protocol)
         curve.num_lesions[row] += np.count_nonzero(~ignored)
         hits = of_large_candidates(measure_overlaps(table, hit_rule), table, protocol)
-        counts = table.candidates.confidence >= protocol.threshold
-        num_hits, detected, false = -1, 0, 0
-        for column, rule in enumerate(rules):
-            met = hits.of(hits.measure >= rule.hit_threshold)
-            if len(met) != num_hits:  # of two thresholds the same number of hits is the same hits
-                pairs, _, verdict = _decide(table, rule, met, ignored)
-                detected = len(np.unique(pairs.lesion[counts[pairs.candidate - 1]]))
-                num_hits, false = len(met), int(np.count_nonzero((verdict == Verdict.FALSE) & counts))
-            curve.num_detected[row, column] += detected
-            curve.num_false[row, column] += false
+        detected, false = _over_thresholds(table, rules, hits, ignored)
+        curve.num_detected[row] += detected
+        curve.num_false[row] += false
     return curve
+
+
+def _over_thresholds(
+    table: CaseTable, rules: Sequence[Protocol], hits: Hits, ignored: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count found lesions and false candidates at each threshold, (thresholds,) each.
+
+    Where a lesion and a candidate hit nothing but each other no assignment is needed: the pair holds up to its measure.
+    Most are of this kind; the others are judged at each threshold.
+    """
+    counts = table.candidates.confidence >= rules[0].threshold
+    degrees = [np.bincount(numbers)[numbers] for numbers in (hits.lesion, hits.candidate)]
+    alone = (degrees[0] == 1) & (degrees[1] == 1)
+    clear, others = hits.of(alone), hits.of(~alone)
+    _, _, unhit = _decide(table, rules[0], others.of(np.zeros(len(others), np.bool_)), ignored)
+    is_false = (unhit == Verdict.FALSE) & counts
+    num_detected = np.zeros(len(rules), np.int64)
+    num_false = np.full(len(rules), np.count_nonzero(is_false), np.int64)
+    for column, rule in enumerate(rules if len(others) else ()):
+        pairs, _, verdict = _decide(table, rule, others.of(others.measure >= rule.hit_threshold), ignored)
+        num_detected[column] = len(np.unique(pairs.lesion[counts[pairs.candidate - 1]]))
+        num_false[column] = np.count_nonzero((verdict == Verdict.FALSE) & counts)
+    holds = clear.measure[:, None] >= np.array([rule.hit_threshold for rule in rules])
+    finds = counts[clear.candidate - 1] & ~ignored[clear.lesion - 1]
+    num_detected += (holds & finds[:, None]).sum(axis=0)
+    num_false -= (holds & is_false[clear.candidate - 1][:, None]).sum(axis=0)
+    return num_detected, num_false

@@ -259,6 +259,26 @@ def test_curve_over_the_rule_equals_judging_at_each_threshold():
                 assert curve.num_lesions[row] == sum(len(o.table.lesions) for o in own)
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"assignment": "one_to_one_max_sum"},
+        {"assignment": "greedy_by_confidence", "duplicates": "ignored"},
+        {"assignment": "many_to_many"},
+        {"min_volume_mm3": 9.0},
+        {"min_candidate_volume_mm3": 9.0},
+    ],
+)
+def test_curve_equals_judging_at_each_threshold_under_other_rules_too(rules):
+    tables = [evaluate_case(*random_masks(seed), np.eye(4), case=str(seed), patient="a") for seed in range(6)]
+    curve = hit_rule_curve(tables, Protocol(**rules), "iou")
+    for column, threshold in enumerate(HIT_THRESHOLDS):
+        judged = [judge(t, Protocol(hit_rule="iou", hit_threshold=threshold, **rules)) for t in tables]
+        found = sum(((o.lesion_candidate > 0) & ~o.lesion_ignored).sum() for o in judged)
+        assert curve.num_detected[0, column] == found
+        assert curve.num_false[0, column] == sum((o.candidate_verdict == FALSE).sum() for o in judged)
+
+
 def test_a_stricter_rule_never_finds_more():
     tables = [evaluate_case(*random_masks(seed), np.eye(4), case=str(seed)) for seed in range(10)]
     for rule in ("iou", "dice", "lesion_covered"):
