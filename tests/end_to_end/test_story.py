@@ -225,7 +225,10 @@ def test_evaluating_the_saved_maps_gives_the_figures_of_the_run(home, evaluated)
     folder, _ = evaluated
     assert {path.name for path in folder.iterdir()} == EVALUATION | {"tables.jsonl"}
     assert rows(folder / "candidates.csv")
-    assert_equal(*(read_json(place / "evaluation.json") for place in (folder, home / "test")))
+    found = [read_json(place / "evaluation.json") for place in (folder, home / "test")]
+    assert set(found[0].pop("inputs")) == {"manifest", "images"}
+    assert found[1].pop("inputs") == {}  # the run folder says which dataset
+    assert_equal(*found)
     for name in ("cases", "lesions", "candidates"):
         ours, theirs = (rows(place / f"{name}.csv") for place in (folder, home / "test"))
         assert len(ours) == len(theirs)

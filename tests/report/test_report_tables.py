@@ -167,7 +167,10 @@ def test_a_hit_rule_is_told_with_what_it_asks_for():
         "A lesion counts as found when a candidate's centroid is near enough to its own. Asked for: 5\u00a0mm."
     )
     asked = {"hit_rule": "iou", "hit_threshold": 0.1, "duplicates": "false", "assignment": "greedy_by_score"}
-    assert hit_rule_words(asked).endswith("Asked for: 0.1. A second candidate on a found lesion counts as false.")
+    assert hit_rule_words(asked).endswith(
+        "Asked for: 0.1. One candidate finds one lesion: of lesions merged in one candidate the others count as missed."
+        " A second candidate on a found lesion counts as false."
+    )
 
 
 def test_the_answer_is_one_sentence():
