@@ -360,7 +360,8 @@ def answer(summary: Mapping[str, Any]) -> str:
     """Say in one sentence how many lesions were found, at how many false candidates."""
     found = summary["lesion_sensitivity"]
     false = rate(summary["false_positives_per_case"]["value"])
-    false_words = f"{false} false positives per case" if false else "an undefined number of false positives per case"
+    plural = "" if false == "1" else "s"
+    false_words = f"{false or 'an undefined number of'} false positive{plural} per case"
     share = percent(found["value"])
     if share is None:
         return f"There is no lesion to find; {false_words}."

@@ -110,7 +110,7 @@ def test_without_lesions_the_answer_says_that_there_is_nothing_to_find(tmp_path)
     made = HandMade()
     made.add_case("a", false=[((5, 8, 6), 1.5, 0.7)], dice=0.0)
     page = report(tmp_path, made)
-    assert "There is no lesion to find; 1 false positives per case." in page.text
+    assert "There is no lesion to find; 1 false positive per case." in page.text
     assert "0 of 0" not in page.part("froc")
     assert page.part("froc").count("undefined [") >= 8  # CPM and the seven points
     assert re.search(r"Lesions found undefined \[\d+\] There is no lesion to find\.", page.text)
