@@ -206,6 +206,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
     from medfocal.data.manifest import read_manifest
     from medfocal.errors import InputError
     from medfocal.evaluate import compare_readers, evaluate_measured, measure_pairs, write_evaluation
+    from medfocal.evaluate.measure import WHOLE
     from medfocal.evaluate.pairs import find_pairs
     from medfocal.evaluate.readers import write_fused
     from medfocal.report.runs import find_pictures, print_table, report_evaluation
@@ -252,7 +253,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
         given["reference"] = f"what most of the readers marked: {conf['readers']}"
     found = replace(evaluate_measured(measured, protocol), inputs={name: str(value) for name, value in given.items()})
     if readers is not None:
-        kept = {table.case for table in measured.tables[""]}
+        kept = {table.case for table in measured.tables[WHOLE]}
         found = replace(found, readers=compare_readers([p for p in pairs if p.case in kept], readers, protocol))
     write_evaluation(found, output)
     written = report_evaluation(

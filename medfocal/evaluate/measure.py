@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from medfocal.components import Components, find_components
+from medfocal.components import Components, find_components, find_instances
 from medfocal.errors import DatasetError, GeometryError, MedfocalError, ResourceError
 from medfocal.evaluate.cases import Measured, make_table
 from medfocal.evaluate.pairs import Pair
@@ -30,7 +30,6 @@ from medfocal.evaluate.values import (
     Expected,
     find_predicted,
     lesions_of,
-    numbered_parts,
     select_classes,
     whole_labels,
 )
@@ -322,7 +321,7 @@ def _measured(pair: Pair, read: _Read, protocol: Protocol, reading: Reading, val
         assert reading.classes is not None
         reference = select_classes(reference, values, reading.classes, f"case '{pair.case}': '{pair.reference}'")
     lesions, grown = (
-        (numbered_parts(reference, affine, confidence=np.nan), None)
+        (find_instances(reference, affine)[0], None)
         if reading.instances in ("reference", "both")
         else lesions_of(reference, affine, protocol)
     )
@@ -330,7 +329,7 @@ def _measured(pair: Pair, read: _Read, protocol: Protocol, reading: Reading, val
         return Measured(lesions, _nothing(lesions, affine), grown, is_mask=True)
     if reading.instances in ("prediction", "both"):
         labels = whole_labels(prediction, where)
-        return Measured(lesions, numbered_parts(labels, affine, confidence=1.0), grown, is_mask=True)
+        return Measured(lesions, find_instances(labels, affine, confidence=1.0)[0], grown, is_mask=True)
     if values and reading.classes is not None and not (prediction.dtype.kind == "f" and len(reading.classes) == 1):
         ignored = [] if reading.ignore_value is None else [reading.ignore_value]
         labels = whole_labels(prediction, where)

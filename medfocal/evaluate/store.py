@@ -38,7 +38,8 @@ class TableStore:
         self._head = {"medfocal_tables": FORMAT, "version": __version__, "made_by": plain(dict(made_by))}
         self._file: IO[bytes] | None = None
         self._end = 0
-        self._known: dict[str, list[tuple[list[Any], dict[str, Any]]]] = {}
+        # Where the lines of each case stand: the tables themselves, as JSON, would fill the memory for many cases.
+        self._known: dict[str, list[int]] = {}
 
     def __enter__(self) -> Self:
         self._end = self._read()
@@ -52,20 +53,28 @@ class TableStore:
 
     def get(self, pair: Pair, protocol: Protocol, names: Collection[str]) -> Tables | None:
         """Give the tables of a case, one a name, if they are of these very files and shaped as the protocol asks."""
-        found = self._known.get(pair.case, [])
-        stamp = _stamp(pair) if found else None
-        for files, tables in reversed(found):
-            if files != stamp:
-                continue
+        places = self._known.get(pair.case, [])
+        stamp = _stamp(pair) if places else None
+        for place in reversed(places):
             try:
-                read = {name: CaseTable.from_dict(table) for name, table in tables.items()}
-            except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
+                line = self._line_at(place)
+                if line["files"] != stamp:
+                    continue
+                read = {name: CaseTable.from_dict(table) for name, table in line["tables"].items()}
+            except (AttributeError, IndexError, KeyError, OSError, OverflowError, TypeError, ValueError):
                 continue  # not what was written: the case is measured again
             own = all((table.case, table.patient) == (pair.case, pair.patient) for table in read.values())
             alike = all(protocol.shapes_alike(table.shaping, is_mask=table.is_mask) for table in read.values())
             if own and alike and set(read) == set(names):
                 return read
         return None
+
+    def _line_at(self, place: int) -> dict[str, Any]:
+        """Read a line that `_read` has seen to be whole."""
+        with self._path.open("rb") as file:
+            file.seek(place)
+            line: dict[str, Any] = json.loads(file.readline())
+        return line
 
     def add(self, pair: Pair, tables: Tables) -> None:
         """Append the tables of a case.
@@ -117,10 +126,10 @@ class TableStore:
                     value = json.loads(line) if line.endswith(b"\n") else None
                     if value is None or (end == 0 and value != self._head):
                         break
-                    if end:
-                        self._known.setdefault(value["case"], []).append((value["files"], value["tables"]))
+                    if end and {"files", "tables"} <= value.keys():
+                        self._known.setdefault(value["case"], []).append(end)
                     end += len(line)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
             pass  # what was read until here is whole; the rest is measured again
         return end
 

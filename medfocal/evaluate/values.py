@@ -19,7 +19,6 @@ from medfocal.components import (
     find_candidates,
     find_components,
     find_grown,
-    find_instances,
 )
 from medfocal.errors import InputError
 from medfocal.evaluate.protocols import Protocol
@@ -152,12 +151,6 @@ def select_classes(
         )
         raise InputError(message)
     return np.isin(array, values)
-
-
-def numbered_parts(array: NDArray[Any], affine: NDArray[np.float64], *, confidence: float) -> Components:
-    """Give the parts of an instance map, in which each number is one."""
-    parts, _ = find_instances(array, affine, confidence=confidence)
-    return parts
 
 
 def _is_mask(prediction: NDArray[Any], where: str) -> bool:

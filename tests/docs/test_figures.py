@@ -52,3 +52,32 @@ def test_peaks_of_the_loss_are_those_of_the_page(row):
     ]
     assert same(shown[0], min(found)), (shown, found)
     assert same(shown[-1], max(found)), (shown, found)
+
+
+EVALUATION = (ROOT / "docs/benchmarks/evaluate-cpu.md").read_text("utf-8")
+
+
+def ratios_of_files(name):
+    return sorted(float(ratio) for ratio in cells(EVALUATION, name)[-1].split(";"))
+
+
+def test_ratios_of_the_evaluation_are_those_of_the_page():
+    """The worst of two runs beside labelled volumes; of panoptica both; of files the middle of three rounds."""
+    said = re.search(
+        r"in ([\d.]+) \(case A\) and ([\d.]+) \(case B\).*?in\s+([\d.]+) of panoptica's;"
+        r" 1,000 pairs of files in ([\d.]+) times.*?with surfaces in ([\d.]+)\.",
+        README,
+        re.DOTALL,
+    )
+    for case, shown in (("A", said[1]), ("B", said[2])):
+        row = cells(EVALUATION, f"{case}: parts, overlaps and judge / cc3d of both masks, bincount of all voxels")
+        assert same(shown, max(float(cell.split()[0]) for cell in row[2:4]))
+    assert all(same(said[3], ratio) for ratio in cells(EVALUATION, "ratio of lower quartiles"))
+    assert same(said[4], ratios_of_files("evaluating, surface=false")[1])
+    assert same(said[5], ratios_of_files("evaluating, surface=true")[1])
+
+
+def test_coverage_of_pooled_intervals_is_that_of_the_page():
+    page = (ROOT / "docs/benchmarks/interval-coverage.md").read_text("utf-8")
+    lowest = [float(line.split("|")[3]) for line in page.splitlines() if "lesions pooled |" in line]
+    assert f"in as few as {100 * min(lowest):.0f} % of studies" in README
