@@ -160,13 +160,7 @@ def read_volume(path: Path, *, order: Literal["C", "K"] = "C") -> Volume:
         GeometryError: Its spacing or its affine makes no sense.
     """
     path = Path(path)
-    ending = _ending(path.name)
-    if not ending:
-        message = f"'{path}' is not an image that can be read; endings known: {', '.join(IMAGE_ENDINGS)}"
-        raise InputError(message)
-    if not path.is_file():
-        message = f"the file '{path}' does not exist" if not path.exists() else f"'{path}' is not a file"
-        raise InputError(message)
+    ending = _known_ending(path)
     try:
         volume = _read_itk(path) if ending in ITK_ENDINGS else _read_nifti(path, ending)
     except OSError as error:
@@ -179,6 +173,26 @@ def read_volume(path: Path, *, order: Literal["C", "K"] = "C") -> Volume:
         return volume
     array = np.ascontiguousarray(volume.array)
     return volume.with_array(array if array.flags.writeable else array.copy())
+
+
+def read_grid(path: Path) -> Volume:
+    """Read where a volume lies from its header alone, in a few milliseconds.
+
+    Returns:
+        The grid and the header; the array costs no memory and holds zeros of the type that the file stores.
+
+    Raises:
+        InputError: As `read_volume`, as far as the header tells; a file that is cut off or damaged after it does not
+            show here.
+        GeometryError: Its spacing or its affine makes no sense.
+    """
+    path = Path(path)
+    ending = _known_ending(path)
+    try:
+        return _read_itk_grid(path) if ending in ITK_ENDINGS else _read_nifti_grid(path, ending)
+    except OSError as error:
+        message = f"the file '{error.filename or path}' cannot be read: {error.strerror or error}"
+        raise InputError(message) from error
 
 
 def read_labels(path: Path) -> Volume:
@@ -219,6 +233,24 @@ def resample_nearest(volume: Volume, like: Volume) -> Volume:
     Raises:
         GeometryError: The two lie apart.
     """
+    return _resample(volume, like, order=0)
+
+
+def resample_linear(volume: Volume, like: Volume) -> Volume:
+    """Bring a volume onto another grid by linear interpolation, 0 outside of the volume.
+
+    Returns:
+        float32, unless the volume's array is of another floating type.
+
+    Raises:
+        GeometryError: The two lie apart.
+    """
+    if volume.array.dtype.kind != "f":
+        volume = volume.with_array(volume.array.astype(np.float32))
+    return _resample(volume, like, order=1)
+
+
+def _resample(volume: Volume, like: Volume, *, order: int) -> Volume:
     from scipy import ndimage
 
     to_source = np.linalg.inv(volume.affine) @ like.affine
@@ -228,7 +260,13 @@ def resample_nearest(volume: Volume, like: Volume) -> Volume:
         message = f"two grids that are to be brought together lie apart: {like.grid_difference(volume)}"
         raise GeometryError(message)
     array = ndimage.affine_transform(
-        volume.array, to_source[:3, :3], to_source[:3, 3], like.shape, order=0, mode="grid-constant", prefilter=False
+        volume.array,
+        to_source[:3, :3],
+        to_source[:3, 3],
+        like.shape,
+        order=order,
+        mode="grid-constant",
+        prefilter=False,
     )
     return like.with_array(array)
 
@@ -286,6 +324,23 @@ def _placed_header(volume: Volume) -> Any:
     orthogonal = np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)  # a qform cannot say shear
     header.set_qform(volume.affine, code=1 if orthogonal else 0, strip_shears=True)
     return header
+
+
+def _read_nifti_grid(path: Path, ending: str) -> Volume:
+    stated_in = path.with_suffix(".hdr") if ending in PAIR_ENDINGS else path
+    with stated_in.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+        file.seek(0)
+        try:
+            start = gzip.GzipFile(fileobj=file).read(NIFTI_HEADER_BYTES) if zipped else file.read(NIFTI_HEADER_BYTES)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            message = f"the file '{path}' is damaged or not NIfTI: {_short(error)}. Fetch or export it again."
+            raise InputError(message) from error
+    header = _stated_header(path, start)
+    affine = np.asarray(header.get_best_affine(), dtype=np.float64)
+    _check_affine(path, affine)
+    shape = _three_axes(path, header.get_data_shape())
+    return Volume(np.broadcast_to(np.zeros((), header.get_data_dtype()), shape), affine, header)
 
 
 def _read_nifti(path: Path, ending: str) -> Volume:
@@ -463,19 +518,36 @@ def _three_axes(path: Path, shape: Sequence[int]) -> tuple[int, int, int]:
     return (i, j, k)
 
 
-def _read_itk(path: Path) -> Volume:
+def _itk_reader(path: Path) -> Any:
+    """A reader that has read the header, seen to be of three axes and one number a voxel."""
     import SimpleITK as sitk  # noqa: N813  the name its own documentation uses
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
         reader.ReadImageInformation()
-        size = reader.GetSize()
-        _three_axes(path, size)
-        if reader.GetNumberOfComponents() != 1:
-            count = reader.GetNumberOfComponents()
-            message = f"the file '{path}' holds {count} numbers a voxel; 1 is expected"
-            raise InputError(message)
+    except RuntimeError as error:
+        message = f"the file '{path}' is damaged or cannot be read: {_short(error)}"
+        raise InputError(message) from error
+    _three_axes(path, reader.GetSize())
+    if reader.GetNumberOfComponents() != 1:
+        count = reader.GetNumberOfComponents()
+        message = f"the file '{path}' holds {count} numbers a voxel; 1 is expected"
+        raise InputError(message)
+    return reader
+
+
+def _read_itk_grid(path: Path) -> Volume:
+    reader = _itk_reader(path)
+    affine = _itk_affine(path, reader)
+    return Volume(np.broadcast_to(np.float32(0), _three_axes(path, reader.GetSize())), affine)
+
+
+def _read_itk(path: Path) -> Volume:
+    import SimpleITK as sitk  # noqa: N813  the name its own documentation uses
+
+    reader = _itk_reader(path)
+    try:
         image = reader.Execute()
     except RuntimeError as error:
         message = f"the file '{path}' is damaged or cannot be read: {_short(error)}"
@@ -486,12 +558,31 @@ def _read_itk(path: Path) -> Volume:
     if array.dtype.kind not in "iuf":
         message = f"the file '{path}' holds {array.dtype} voxels; one real number a voxel is expected"
         raise InputError(message)
+    return Volume(array, _itk_affine(path, image))
+
+
+def _itk_affine(path: Path, source: Any) -> NDArray[np.float64]:
+    """Of an ITK image or reader; of four axes, the last of length 1, the first three count."""
+    num_axes = source.GetDimension()
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    direction = np.array(source.GetDirection()).reshape(num_axes, num_axes)[:3, :3]
+    affine[:3, :3] = direction * np.array(source.GetSpacing()[:3])
+    affine[:3, 3] = source.GetOrigin()[:3]
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS
     _check_affine(path, affine)
-    return Volume(array, affine)
+    return affine
+
+
+def _known_ending(path: Path) -> str:
+    """The ending of a file that is there and has one that can be read."""
+    ending = _ending(path.name)
+    if not ending:
+        message = f"'{path}' is not an image that can be read; endings known: {', '.join(IMAGE_ENDINGS)}"
+        raise InputError(message)
+    if not path.is_file():
+        message = f"the file '{path}' does not exist" if not path.exists() else f"'{path}' is not a file"
+        raise InputError(message)
+    return ending
 
 
 def _ending(name: str) -> str:

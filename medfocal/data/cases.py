@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medfocal.data.manifest import Case
+from medfocal.data.manifest import Case, LabelScheme
 from medfocal.errors import DatasetError, GeometryError, InputError
-from medfocal.volume import LABEL_TOLERANCE, Volume, read_labels, read_volume
+from medfocal.volume import LABEL_TOLERANCE, Volume, read_labels, read_volume, resample_linear
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,11 @@ class CaseVolumes:
         case: Names and files.
         image: float32 `(C, I, J, K)`; NaN outside the body has become 0.
         grid: The first image's grid and header; its array costs no memory and holds zeros.
-        label: Classes, int `(I, J, K)`, or None where the case has no reference.
+        label: Classes, int `(I, J, K)`, or None where the case has no reference; 0 where nobody judged.
         readers: What `read_annotations` gives, or None where it was not asked for or the case has no annotations.
         weight: Voxel weights, float32 `(I, J, K)`, or None where none were asked for or found.
+        ignore: Where the label, or any reader's map, has the value of voxels that nobody judged, bool `(I, J, K)`; None
+            where no voxel has it.
     """
 
     case: Case
@@ -34,16 +36,21 @@ class CaseVolumes:
     label: NDArray[np.int16] | None
     readers: NDArray[Any] | None = None
     weight: NDArray[np.float32] | None = None
+    ignore: NDArray[np.bool_] | None = None
 
 
 def read_case(
-    case: Case, labels: Mapping[int, str], *, with_readers: bool = False, weight: Path | None = None
+    case: Case,
+    scheme: LabelScheme,
+    *,
+    with_readers: bool = False,
+    weight: Path | None = None,
 ) -> CaseVolumes:
     """Read the images and the reference of a case and see that they belong together.
 
     Args:
         case: What to read.
-        labels: Label values that may occur.
+        scheme: What label values may occur and mean.
         with_readers: Whether its annotations are read too.
         weight: Map of voxel weights to read too.
 
@@ -62,20 +69,24 @@ def read_case(
         raise _named(error, where) from error
     grid = volumes[0]
     for path, volume in zip(case.images[1:], volumes[1:], strict=True):
-        if not grid.same_grid(volume):
+        if not (case.resample_channels or grid.same_grid(volume)):
             message = (
                 f"{where}: the grids of '{case.images[0]}' and '{path}' differ: {grid.grid_difference(volume)}. "
-                "Resample all channels of a case to one grid."
+                "Resample all channels of a case to one grid, or set data.resample_channels=true."
             )
             raise GeometryError(message)
-    image = np.stack([clean_image(v.array, f"{where}: '{p}'") for p, v in zip(case.images, volumes, strict=True)])
-    label = None if case.label is None else _read_reference(case, grid, labels)
-    readers = read_annotations(case, grid, labels) if with_readers and case.annotations else None
+    cleaned = [clean_image(v.array, f"{where}: '{p}'") for p, v in zip(case.images, volumes, strict=True)]
+    image = np.stack([cleaned[0], *(_on_grid(*pair, grid) for pair in zip(cleaned[1:], volumes[1:], strict=True))])
+    label, ignore = (None, None) if case.label is None else _read_reference(case, grid, scheme)
+    readers = None
+    if with_readers and case.annotations:
+        readers, unjudged = read_annotations(case, grid, scheme)
+        ignore = unjudged if ignore is None else ignore if unjudged is None else ignore | unjudged
     weights = None if weight is None else read_weights(case, grid, weight)
-    return CaseVolumes(case, image, empty_grid(grid), label, readers, weights)
+    return CaseVolumes(case, image, empty_grid(grid), label, readers, weights, ignore)
 
 
-def read_annotations(case: Case, grid: Volume, labels: Mapping[int, str]) -> NDArray[Any]:
+def read_annotations(case: Case, grid: Volume, scheme: LabelScheme) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
     """Read what each reader of a case marked.
 
     With one lesion class a reader may give the share of each voxel that is lesion, values between 0 and 1. Then all
@@ -84,19 +95,22 @@ def read_annotations(case: Case, grid: Volume, labels: Mapping[int, str]) -> NDA
     Args:
         case: Has annotations.
         grid: Of its images.
-        labels: Label values that may occur.
+        scheme: What label values may occur and mean.
 
     Returns:
-        `(R, I, J, K)` in the order of the manifest: classes, uint8; or shares of the one lesion class, float32.
+        `(R, I, J, K)` in the order of the manifest: classes, uint8; or shares of the one lesion class, float32. And
+        where some reader did not judge, bool `(I, J, K)`, or None.
 
     Raises:
         InputError: A file cannot be read, or holds values that are neither classes nor shares.
         GeometryError: It lies on another grid than the images.
         DatasetError: It holds a value that the dataset does not name, or a share outside [0, 1].
     """
-    marks = [_read_marks(case, number, grid, labels) for number in range(1, len(case.annotations) + 1)]
-    is_soft = any(array.dtype == np.float32 for array in marks)
-    return np.stack([array.astype(np.float32 if is_soft else np.uint8) for array in marks])
+    found = [_read_marks(case, number, grid, scheme) for number in range(1, len(case.annotations) + 1)]
+    is_soft = any(array.dtype == np.float32 for array, _ in found)
+    unjudged = [ignore for _, ignore in found if ignore is not None]
+    marks = np.stack([array.astype(np.float32 if is_soft else np.uint8) for array, _ in found])
+    return marks, np.logical_or.reduce(unjudged) if unjudged else None
 
 
 def read_weights(case: Case, grid: Volume, path: Path) -> NDArray[np.float32]:
@@ -162,19 +176,30 @@ def _reaches_border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return found
 
 
-def _read_reference(case: Case, grid: Volume, labels: Mapping[int, str]) -> NDArray[np.int16]:
+def _on_grid(array: NDArray[np.float32], volume: Volume, grid: Volume) -> NDArray[np.float32]:
+    """A cleaned channel on the grid of the first; as it is where both are the same."""
+    if grid.same_grid(volume):
+        return array
+    return np.asarray(resample_linear(volume.with_array(array), grid).array, np.float32)
+
+
+def _read_reference(
+    case: Case, grid: Volume, scheme: LabelScheme
+) -> tuple[NDArray[np.int16], NDArray[np.bool_] | None]:
     assert case.label is not None
     where = f"case '{case.name}'"
     volume = _read_on_grid(read_labels, case.label, case, grid, where, "label")
-    _refuse_unnamed(volume, labels, f"{where}: the label '{case.label}'")
-    return volume.array.astype(np.int16)
+    classes, ignore = classes_of(volume.array, scheme, f"{where}: the label '{case.label}'")
+    return classes.astype(np.int16), ignore
 
 
-def _read_marks(case: Case, number: int, grid: Volume, labels: Mapping[int, str]) -> NDArray[Any]:
-    """Classes of one reader, uint8, or shares of the lesion class, float32."""
+def _read_marks(
+    case: Case, number: int, grid: Volume, scheme: LabelScheme
+) -> tuple[NDArray[Any], NDArray[np.bool_] | None]:
+    """Classes of one reader, uint8, or shares of the lesion class, float32; and where he did not judge."""
     path = case.annotations[number - 1]
     where = f"case '{case.name}': reader {number}"
-    if len(labels) == 2:
+    if scheme.num_classes == 2:
         array = _read_on_grid(read_volume, path, case, grid, where, "annotation").array
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             message = f"{where}: the annotation '{path}' holds values that are NaN or infinite. Export it again."
@@ -188,10 +213,51 @@ def _read_marks(case: Case, number: int, grid: Volume, labels: Mapping[int, str]
                 )
                 raise DatasetError(message)
             shares: NDArray[np.float32] = np.clip(array, 0, 1).astype(np.float32)
-            return shares
+            return shares, None
     volume = _read_on_grid(read_labels, path, case, grid, where, "annotation")
-    _refuse_unnamed(volume, labels, f"{where}: the annotation '{path}'")
-    return volume.array.astype(np.uint8)
+    classes, ignore = classes_of(volume.array, scheme, f"{where}: the annotation '{path}'")
+    return classes.astype(np.uint8), ignore
+
+
+def classes_of(
+    array: NDArray[np.integer[Any]], scheme: LabelScheme, what: str
+) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_] | None]:
+    """Turn the values of a label file into classes.
+
+    Args:
+        array: Values, 0 or more, `(I, J, K)`.
+        scheme: What they mean.
+        what: The file, for messages.
+
+    Returns:
+        Classes, 0 where nobody judged; and where that is, bool, or None where nowhere.
+
+    Raises:
+        DatasetError: A value is not named.
+    """
+    known = {value: value for value in scheme.names} if scheme.values is None else dict(scheme.values)
+    if scheme.ignore_value is not None:
+        known[scheme.ignore_value] = 0
+    found = np.flatnonzero(np.bincount(array.ravel())) if array.max() < 1 << 16 else np.unique(array)
+    unnamed = sorted(set(found.tolist()) - set(known))
+    if unnamed:
+        named = ", ".join(
+            f"{value} ({scheme.names[known[value]]})" for value in sorted(set(known) - {scheme.ignore_value})
+        )
+        message = (
+            f"{what} holds {', '.join(map(str, unnamed[:10]))}, which the dataset does not name; "
+            f"it names {named}. Correct 'labels' in the dataset file, which hold for all of its files, or this one."
+        )
+        raise DatasetError(message)
+    ignore = None
+    if scheme.ignore_value in found:
+        ignore = np.asarray(array == scheme.ignore_value)
+    if all(known[value] == value for value in found.tolist()):
+        return array, ignore
+    table = np.zeros(int(found.max()) + 1, array.dtype)
+    for value in found.tolist():
+        table[value] = known[value]
+    return table[array], ignore
 
 
 def _read_on_grid(
@@ -210,17 +276,6 @@ def _read_on_grid(
         )
         raise GeometryError(message)
     return volume
-
-
-def _refuse_unnamed(volume: Volume, labels: Mapping[int, str], what: str) -> None:
-    unnamed = sorted(set(np.unique(volume.array).tolist()) - set(labels))
-    if unnamed:
-        known = ", ".join(f"{value} ({name})" for value, name in sorted(labels.items()))
-        message = (
-            f"{what} holds {', '.join(map(str, unnamed[:10]))}, which the dataset does not name; "
-            f"it names {known}. Correct 'labels' in the dataset file, which hold for all of its files, or this one."
-        )
-        raise DatasetError(message)
 
 
 def _has_fractions(array: NDArray[Any]) -> bool:

@@ -100,7 +100,7 @@ def check_dataset(dataset: Path, *, root: Path | None = None, output: Path | Non
 
 def _check_case(case: Case, manifest: Manifest) -> CaseReport:
     try:
-        volumes = read_case(case, manifest.labels, with_readers=True)
+        volumes = read_case(case, manifest.scheme, with_readers=True)
     except InputError as error:
         return CaseReport(case.name, case.split, error=str(error))
     grid, label = volumes.grid, volumes.label

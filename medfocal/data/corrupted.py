@@ -73,7 +73,7 @@ def corrupt_dataset(
         path.unlink(missing_ok=True)
     severities: dict[str, Severity] = {}
     for case in track(chosen, "corrupt"):
-        volumes = read_case(case, manifest.labels)
+        volumes = read_case(case, manifest.scheme)
         assert volumes.label is not None, "checked above"
         clean = volumes.label.astype(np.uint8)
         noisy, severities[case.name] = corrupt_case(

@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Case:
         images: One file a channel, in the order of the manifest's channels.
         label: Reference label map, or None where there is none (a case to predict, or one that has annotations only).
         annotations: Single readers' label maps, in an order that tells the readers apart.
+        resample_channels: Whether images may lie on grids of their own; they are brought onto the first's, linearly.
     """
 
     name: str
@@ -43,6 +44,12 @@ class Case:
     images: tuple[Path, ...]
     label: Path | None = None
     annotations: tuple[Path, ...] = ()
+    resample_channels: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Images, label and annotations."""
+        return (*self.images, *((self.label,) if self.label is not None else ()), *self.annotations)
 
     @property
     def is_annotated(self) -> bool:
@@ -51,22 +58,57 @@ class Case:
 
 
 @dataclass(frozen=True)
+class LabelScheme:
+    """What the values of a dataset's label files mean.
+
+    Attributes:
+        names: Class to name; 0 is the background, and classes are 0, 1, 2, … without gaps.
+        values: Value in the files to class, 0 to 0 among them; None: they are the classes.
+        regions: Name to the classes that it consists of, where what is learnt are regions that may lie within each
+            other; empty: the classes are learnt, and exclude each other.
+        ignore_value: Value in the files of voxels that nobody judged, or None.
+    """
+
+    names: Mapping[int, str]
+    values: Mapping[int, int] | None = None
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ignore_value: int | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """With the background."""
+        return len(self.names)
+
+    @property
+    def learnt(self) -> dict[int, str]:
+        """Number to name of what a model tells apart: 0, the background, then the regions, or the lesion classes."""
+        if not self.regions:
+            return dict(self.names)
+        return {0: self.names[0], **dict(enumerate(self.regions, start=1))}
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A dataset: its cases, its channels in order and the meaning of its label values.
 
     Attributes:
-        path: The file it was read from.
+        path: The file or folder it was read from.
         name: The dataset's name.
         channels: Names of the channels, such as `("FLAIR", "T1")`.
-        labels: Label value to class name; 0 is the background.
+        scheme: What label values mean.
         cases: All cases, in the order of the file.
     """
 
     path: Path
     name: str
     channels: tuple[str, ...]
-    labels: Mapping[int, str]
+    scheme: LabelScheme
     cases: tuple[Case, ...]
+
+    @property
+    def labels(self) -> Mapping[int, str]:
+        """Class to name; 0 is the background."""
+        return self.scheme.names
 
     def split(self, name: str) -> tuple[Case, ...]:
         """Cases of one split, in the order of the file."""
@@ -105,7 +147,9 @@ def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
         for split in SPLITS
         for number, entry in enumerate(_entries(path, content, split), start=1)
     ]
-    manifest = Manifest(path, str(content.get("name", path.parent.name)), channel_names, labels, tuple(cases))
+    manifest = Manifest(
+        path, str(content.get("name", path.parent.name)), channel_names, LabelScheme(labels), tuple(cases)
+    )
     check_manifest(manifest)
     return manifest
 
@@ -135,12 +179,7 @@ def check_manifest(manifest: Manifest) -> None:
             f"{', '.join(map(repr, splits))}: {_listed(torn)}. Split by patient, not by case, in {where}."
         )
         raise DatasetError(message)
-    missing = [
-        f"case '{case.name}': '{file}'"
-        for case in manifest.cases
-        for file in (*case.images, *((case.label,) if case.label else ()), *case.annotations)
-        if not file.is_file()
-    ]
+    missing = [f"case '{case.name}': '{file}'" for case in manifest.cases for file in case.files if not file.is_file()]
     if missing:
         more = f"\n    … and {len(missing) - 10} more" if len(missing) > 10 else ""
         shown = "\n    ".join(missing[:10]) + more

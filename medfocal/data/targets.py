@@ -24,7 +24,7 @@ from medfocal.annotations.target import (
     make_target,
 )
 from medfocal.data.cases import CaseVolumes, read_case
-from medfocal.data.manifest import Case, Manifest
+from medfocal.data.manifest import Case, LabelScheme, Manifest
 from medfocal.data.transforms import PreparedCase, Preprocessing, prepare_case
 from medfocal.errors import DatasetError
 from medfocal.progress import track
@@ -69,7 +69,7 @@ def read_training(manifest: Manifest, preprocessing: Preprocessing, settings: An
     prepared = []
     for case in track(cases, "read training"):
         weight = weights.get(case.name)
-        volumes = read_case(case, manifest.labels, with_readers=settings.uses_readers, weight=weight)
+        volumes = read_case(case, manifest.scheme, with_readers=settings.uses_readers, weight=weight)
         prepared.append(prepare_case(volumes, preprocessing))
     return prepared
 
@@ -110,16 +110,16 @@ def teach(
     return TaughtCases([replace(case, readers=None, weight=None) for case in taught], matrix, record)
 
 
-def read_case_with_reference(case: Case, labels: Mapping[int, str], fusion: Fusion) -> CaseVolumes:
+def read_case_with_reference(case: Case, scheme: LabelScheme, fusion: Fusion) -> CaseVolumes:
     """Read a case to evaluate; without a label its annotations, fused, are the reference.
 
     Raises:
         InputError: See `read_case`.
     """
-    volumes = read_case(case, labels, with_readers=case.label is None)
+    volumes = read_case(case, scheme, with_readers=case.label is None)
     if volumes.readers is None:
         return volumes
-    return replace(volumes, label=fused_label(volumes.readers, fusion, num_classes=len(labels)).astype(np.int16))
+    return replace(volumes, label=fused_label(volumes.readers, fusion, num_classes=scheme.num_classes).astype(np.int16))
 
 
 def _with_target(

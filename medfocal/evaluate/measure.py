@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import ctypes
 import functools
-import multiprocessing
-import os
-import signal
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfocal.components import Components, find_components, find_instances
-from medfocal.errors import DatasetError, GeometryError, MedfocalError, ResourceError
+from medfocal.errors import DatasetError, GeometryError, MedfocalError
 from medfocal.evaluate.cases import Measured, make_table
 from medfocal.evaluate.pairs import Pair
 from medfocal.evaluate.protocols import ANY_OVERLAP, Protocol
@@ -33,6 +27,7 @@ from medfocal.evaluate.values import (
     select_classes,
     whole_labels,
 )
+from medfocal.parallel import in_processes
 from medfocal.progress import track
 from medfocal.volume import Volume, read_volume, resample_nearest
 
@@ -188,7 +183,8 @@ def measure_pairs(
             if kept is not None and (found := kept.get(pair, protocol, tables)) is not None
         }
         unknown = [pair for pair in pairs if pair.case not in known]
-        answers = stack.enter_context(_answers(unknown, protocol, reading, workers))
+        task = functools.partial(_try_pair, protocol=protocol, reading=reading)
+        answers = stack.enter_context(in_processes(task, unknown, workers, what="measured cases"))
         for pair in track(pairs, description):
             found = known.pop(pair.case, None)
             if found is None:
@@ -207,41 +203,6 @@ def measure_pairs(
         message = f"none of the {len(pairs)} cases can be evaluated; the first says {failed[0].error}"
         raise DatasetError(message)
     return Measurement(tables, tuple(failed))
-
-
-@contextlib.contextmanager
-def _answers(
-    pairs: Sequence[Pair], protocol: Protocol, reading: Reading, workers: int
-) -> Iterator[Iterator[Tables | MedfocalError]]:
-    """Measure cases in order, here or in other processes."""
-    task = functools.partial(_try_pair, protocol=protocol, reading=reading)
-    if workers <= 1 or len(pairs) <= 1:
-        yield map(task, pairs)
-        return
-    # A fresh process each: one that is forked would carry the threads of numerical libraries in any state.
-    context = multiprocessing.get_context("spawn")
-    begin = functools.partial(_begin_worker, os.getpid())
-    with concurrent.futures.ProcessPoolExecutor(min(workers, len(pairs)), context, initializer=begin) as pool:
-        try:
-            chunk = max(1, min(16, len(pairs) // (4 * workers)))
-            yield pool.map(task, pairs, chunksize=chunk)
-        except concurrent.futures.process.BrokenProcessPool as error:
-            message = (
-                "a process that measured cases ended without an answer; it may have been out of memory. Try workers=1."
-            )
-            raise ResourceError(message) from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _begin_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        set_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
-        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before this was said
-            os._exit(1)
 
 
 def _try_pair(pair: Pair, *, protocol: Protocol, reading: Reading) -> Tables | MedfocalError:

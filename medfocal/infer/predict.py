@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from medfocal import __version__
 from medfocal.components import Components
 from medfocal.data.cases import read_case
-from medfocal.data.manifest import Case, read_manifest
+from medfocal.data.manifest import Case, LabelScheme, read_manifest
 from medfocal.data.transforms import PreparedCase, prepare_case, to_native
 from medfocal.errors import DatasetError, InputError
 from medfocal.files import make_folder, write_csv, write_json
@@ -116,7 +116,7 @@ def predict(
     masks, rows = [], []
     for case in track(cases, "predict"):
         start = time.monotonic()
-        volumes = read_case(case, {})
+        volumes = read_case(case, LabelScheme({}))
         found = predict_case(model, prepare_case(volumes, card.preprocessing), device=device)
         write_case(output, case.name, volumes.grid, found, threshold, save_probability=save_probability)
         masks.append(output / f"{case.name}_mask.nii.gz")

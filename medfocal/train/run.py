@@ -246,7 +246,7 @@ def read_split(manifest: Manifest, split: str, preprocessing: Preprocessing, fus
     """
     cases = manifest.split(split)
     return [
-        prepare_case(read_case_with_reference(case, manifest.labels, fusion), preprocessing)
+        prepare_case(read_case_with_reference(case, manifest.scheme, fusion), preprocessing)
         for case in track(cases, f"read {split}")
     ]
 
@@ -263,7 +263,7 @@ def _evaluate_split(
 ) -> Evaluation:
     results = []
     for case in track(cases, f"evaluate {cases[0].split}"):
-        volumes = read_case_with_reference(case, manifest.labels, fusion)
+        volumes = read_case_with_reference(case, manifest.scheme, fusion)
         prepared = prepare_case(volumes, model.card.preprocessing)
         found = predict_case(model, prepared, device=device)
         if keep is not None:

@@ -8,8 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "medfocal"
 #: Rooms in the order of the design; `cli` and `config` call them all.
 ORDER = (
-    "__init__", "errors", "files", "progress", "volume", "components", "evaluate", "annotations", "data", "losses",
-    "networks", "model", "infer", "train", "report", "serve",
+    "__init__", "errors", "files", "progress", "parallel", "volume", "components", "evaluate", "annotations", "data",
+    "losses", "networks", "model", "infer", "train", "report", "serve",
 )  # fmt: skip
 CALL_ALL = ("config", "cli")
 #: A constant or a small thing that a room may take from a later one, each with its reason.

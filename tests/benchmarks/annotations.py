@@ -97,9 +97,9 @@ def data(work: Path) -> Any:
     if not dataset.is_file():
         write_phantoms(dataset.parent, num_cases=NUM_CASES, seed=PHANTOM_SEED, prevalence=PREVALENCE)
     manifest = read_manifest(dataset)
-    training = [read_case(case, manifest.labels) for case in manifest.split("training")]
+    training = [read_case(case, manifest.scheme) for case in manifest.split("training")]
     rest = [*manifest.split("validation"), *manifest.split("test")]
-    test = [prepare_case(read_case(case, manifest.labels), Preprocessing()) for case in rest]
+    test = [prepare_case(read_case(case, manifest.scheme), Preprocessing()) for case in rest]
     return manifest, training, test
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from medfocal.data.cases import clean_image, empty_grid, read_case, read_weights
-from medfocal.data.manifest import Case
+from medfocal.data.manifest import Case, LabelScheme
 from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.volume import Volume, write_volume
 
 SHAPE = (12, 10, 8)
 AFFINE = np.array([[-0.5, 0, 0, 31], [0, -1, 0, 17], [0, 0, 3, -42], [0, 0, 0, 1.0]])
-LABELS = {0: "background", 1: "lesion"}
+LABELS = LabelScheme({0: "background", 1: "lesion"})
 
 
 def body():
@@ -46,7 +46,7 @@ def test_images_are_stacked_as_channels_and_the_label_is_kept(tmp_path):
 
 
 def test_a_case_to_predict_has_no_label(tmp_path):
-    assert read_case(case([stored(tmp_path, "a", body())]), {}).label is None
+    assert read_case(case([stored(tmp_path, "a", body())]), LabelScheme({})).label is None
 
 
 def test_the_kept_grid_has_the_shape_and_takes_no_memory():
@@ -189,7 +189,7 @@ def test_a_share_outside_0_to_1_is_refused_with_the_reader_and_the_range(tmp_pat
 
 
 def test_shares_of_several_classes_are_no_labels(tmp_path):
-    several = {0: "background", 1: "a", 2: "b"}
+    several = LabelScheme({0: "background", 1: "a", 2: "b"})
     with pytest.raises(InputError, match=r"'c1': reader 1:.*not a whole number"):
         read_case(annotated(tmp_path, mark(0.3, np.float32)), several, with_readers=True)
 

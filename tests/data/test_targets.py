@@ -12,7 +12,7 @@ import torch
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.smoothing import SVLS, NoSmoothing
 from medfocal.annotations.target import AnnotationSettings
-from medfocal.data.manifest import Case, Manifest
+from medfocal.data.manifest import Case, LabelScheme, Manifest
 from medfocal.data.targets import log_annotations, read_case_with_reference, read_training, teach
 from medfocal.data.transforms import PreparedCase, Preprocessing
 from medfocal.errors import DatasetError
@@ -21,7 +21,7 @@ from medfocal.volume import Volume, write_volume
 
 SHAPE = (12, 10, 8)
 AFFINE = np.diag([0.5, 1.0, 3.0, 1.0])
-LABELS = {0: "background", 1: "lesion"}
+LABELS = LabelScheme({0: "background", 1: "lesion"})
 NONE = NoSmoothing()
 
 

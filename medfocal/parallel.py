@@ -1,0 +1,64 @@
+"""Doing the same with many items in several processes, in order, so that nothing outlives the command."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import concurrent.futures.process
+import contextlib
+import ctypes
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from medfocal.errors import ResourceError
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+@contextlib.contextmanager
+def in_processes(
+    task: Callable[[Item], Answer], items: Sequence[Item], workers: int, *, what: str
+) -> Iterator[Iterator[Answer]]:
+    """Give an iterator over `task(item)` in the order of the items, worked on here or in other processes.
+
+    Leaving the context cancels what has not begun. Processes end with this one, however it ends.
+
+    Args:
+        task: Can be pickled where `workers` is above 1; what it raises is raised by the iterator.
+        items: What to work on.
+        workers: Processes; 1 does it in this one, when the iterator is asked.
+        what: What the processes do, for messages, such as "measured cases".
+
+    Raises:
+        ResourceError: A process ended without an answer.
+    """
+    if workers <= 1 or len(items) <= 1:
+        yield map(task, items)
+        return
+    # A fresh process each: one that is forked would carry the threads of numerical libraries in any state.
+    context = multiprocessing.get_context("spawn")
+    begin = functools.partial(_begin_worker, os.getpid())
+    with concurrent.futures.ProcessPoolExecutor(min(workers, len(items)), context, initializer=begin) as pool:
+        try:
+            chunk = max(1, min(16, len(items) // (4 * workers)))
+            yield pool.map(task, items, chunksize=chunk)
+        except concurrent.futures.process.BrokenProcessPool as error:
+            message = f"a process that {what} ended without an answer; it may have been out of memory. Try workers=1."
+            raise ResourceError(message) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before this was said
+            os._exit(1)
