@@ -54,6 +54,11 @@ def in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def available_cores() -> int:
+    """Cores that this process may use, which in a container or a job can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _begin_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end when it ends, however it ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

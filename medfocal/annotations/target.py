@@ -103,13 +103,25 @@ class Target:
         """Whether the alternatives are shares."""
         return self.alternatives[0].ndim == 4
 
-    def with_shares(self, num_lesion_classes: int) -> Target:
-        """The same as shares of so many lesion classes."""
-        if self.is_soft:
-            return self
-        classes = np.arange(1, num_lesion_classes + 1)[:, None, None, None]
-        alternatives = tuple((label == classes).astype(np.float16) for label in self.alternatives)
-        return Target(self.lesions, alternatives, self.weight, self.record)
+
+def as_shares(taught: NDArray[Any], membership: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Turn an alternative of a `Target`, or a patch of one, into shares of what the network tells apart.
+
+    Args:
+        taught: Classes `(I, J, K)`, or shares of the lesion classes `(K, I, J, K)`.
+        membership: Share of each class, the background first, in each of the `T` outputs, `(classes, T)`: the identity
+            without its first column where outputs are classes, 0 and 1 where they are regions.
+
+    Returns:
+        `(T, I, J, K)`.
+    """
+    if taught.ndim == 3:
+        return np.ascontiguousarray(np.take(membership.T, taught, axis=1))
+    shares = np.asarray(taught, np.float32)
+    of_lesions = membership[1:]
+    if np.array_equal(of_lesions, np.eye(len(of_lesions))):
+        return shares
+    return np.asarray(np.einsum("kt,kxyz->txyz", of_lesions, shares), np.float32)
 
 
 def make_target(

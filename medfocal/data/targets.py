@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medfocal.annotations.confusion import MarkCounts, estimate_rates, smoothing_matrix
 from medfocal.annotations.fusion import Fusion
@@ -19,17 +21,37 @@ from medfocal.annotations.target import (
     Disagreement,
     Smoothing,
     Target,
-    as_marks,
     fused_label,
     make_target,
 )
+from medfocal.data.cache import Cache, Entry
 from medfocal.data.cases import CaseVolumes, read_case
-from medfocal.data.manifest import Case, LabelScheme, Manifest
+from medfocal.data.manifest import Case, LabelScheme
+from medfocal.data.stored import (
+    EvaluationCase,
+    Keys,
+    Precision,
+    TrainingCase,
+    estimated_bytes,
+    find_missing,
+    image_key,
+    open_evaluation,
+    open_training,
+    reference_key,
+    store_image,
+    store_reference,
+    store_target,
+    target_key,
+)
 from medfocal.data.transforms import PreparedCase, Preprocessing, prepare_case
-from medfocal.errors import DatasetError
+from medfocal.errors import DatasetError, ResourceError
+from medfocal.parallel import available_cores, in_processes
 from medfocal.progress import track
 
 LOG = logging.getLogger("medfocal.data")
+
+#: A process takes seconds to start, as long as several cases.
+CASES_PER_WORKER = 16
 
 
 @dataclass(frozen=True)
@@ -37,50 +59,175 @@ class TaughtCases:
     """Training cases and what is known of their annotations.
 
     Attributes:
-        cases: With a target each; without one where the label alone is the target.
+        cases: With a target each.
         smoothing: Rows of class probabilities for the loss's `label_smoothing`, estimated from the readers, or None.
         record: For `annotations.json`.
     """
 
-    cases: list[PreparedCase]
+    cases: list[TrainingCase]
     smoothing: list[list[float]] | None
     record: dict[str, Any]
 
     @property
     def is_soft(self) -> bool:
-        """Whether the targets are shares."""
-        return any(case.target is not None and case.target.is_soft for case in self.cases)
+        """Whether some target is shares, so that all are taught as shares."""
+        return any(case.target.is_soft for case in self.cases)
+
+    def membership(self, scheme: LabelScheme) -> NDArray[np.float32] | None:
+        """Share of each class in what the network tells apart, `(classes, T)`; None where classes are taught."""
+        if scheme.regions:
+            columns = [[float(number in region) for number in scheme.names] for region in scheme.regions.values()]
+            return np.array(columns, np.float32).T
+        return np.eye(scheme.num_classes, dtype=np.float32)[:, 1:] if self.is_soft else None
 
     @property
     def is_weighted(self) -> bool:
-        """Whether voxels have weights."""
-        return any(case.target is not None and case.target.weight is not None for case in self.cases)
+        """Whether voxels of some case have weights, so that all have."""
+        return any(case.target.weight is not None for case in self.cases)
 
 
-def read_training(manifest: Manifest, preprocessing: Preprocessing, settings: AnnotationSettings) -> list[PreparedCase]:
-    """Read and prepare the training split with all that `teach` may need of it, with progress.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How cases become arrays.
+
+    Attributes:
+        scheme: What label values mean.
+        preprocessing: Travels with the model.
+        precision: Of stored images.
+        annotations: Who is believed about the training cases.
+        smoothing: Of what was drawn.
+    """
+
+    scheme: LabelScheme
+    preprocessing: Preprocessing
+    precision: Precision
+    annotations: AnnotationSettings
+    smoothing: Smoothing
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of stored images."""
+        return self.precision.dtype(self.preprocessing.intensity)
+
+
+def prepare_training(cases: Sequence[Case], recipe: Recipe, cache: Cache, *, workers: int | None = None) -> TaughtCases:
+    """Bring training cases into the cache, where they are not, and open them; with progress.
+
+    Args:
+        cases: The training split.
+        recipe: How they become arrays.
+        cache: Where the arrays lie.
+        workers: Processes that make arrays; None: as many as pay.
 
     Raises:
         InputError: A case cannot be read or its files do not belong together; it is named.
-        DatasetError: No case has a weight map where some are asked for.
+        DatasetError: The annotations cannot serve as the settings ask.
+        ResourceError: The arrays do not fit into the cache.
     """
-    cases = manifest.split("training")
+    settings = recipe.annotations
+    _refuse_idle_readers(cases, settings)
+    _refuse_without_label(cases, settings)
     weights = find_weights(cases, settings)
-    prepared = []
-    for case in track(cases, "read training"):
-        weight = weights.get(case.name)
-        volumes = read_case(case, manifest.scheme, with_readers=settings.uses_readers, weight=weight)
-        prepared.append(prepare_case(volumes, preprocessing))
-    return prepared
+    jobs = []
+    for case in track(cases, "digest training"):
+        image, weight = image_key(case, recipe.preprocessing, recipe.dtype), weights.get(case.name)
+        target = target_key(image, case, recipe.scheme, settings, recipe.smoothing, weight)
+        jobs.append(_Job(case, Keys(image, target=target), weight))
+    _make_missing(jobs, recipe, cache, workers, "prepare training")
+    opened = []
+    for job in jobs:
+        entries = _entry(cache, "image", job.keys.image), _entry(cache, "target", job.keys.target)
+        opened.append(open_training(job.case, *entries))
+    return taught(opened, settings, recipe.smoothing, recipe.scheme.num_classes, num_weight_maps=len(weights))
 
 
-def teach(
-    cases: Sequence[PreparedCase], settings: AnnotationSettings, smoothing: Smoothing, num_classes: int
-) -> TaughtCases:
-    """Give training cases their targets.
+def prepare_evaluation(
+    cases: Sequence[Case], recipe: Recipe, cache: Cache, *, workers: int | None = None
+) -> list[EvaluationCase]:
+    """Bring cases to validate on into the cache, where they are not, and open them; with progress.
+
+    Without a label the annotations of a case, fused, are its reference.
+
+    Raises:
+        InputError: A case cannot be read or its files do not belong together; it is named.
+        ResourceError: The arrays do not fit into the cache.
+    """
+    jobs = []
+    for case in track(cases, "digest validation"):
+        reference = reference_key(case, recipe.scheme, recipe.annotations.fusion)
+        jobs.append(_Job(case, Keys(image_key(case, recipe.preprocessing, recipe.dtype), reference=reference)))
+    _make_missing(jobs, recipe, cache, workers, "prepare validation")
+    return [
+        open_evaluation(
+            job.case, _entry(cache, "image", job.keys.image), _entry(cache, "reference", job.keys.reference)
+        )
+        for job in jobs
+    ]
+
+
+@dataclass(frozen=True)
+class _Job:
+    case: Case
+    keys: Keys
+    weight: Path | None = None
+
+
+def _entry(cache: Cache, kind: str, key: str | None) -> Entry:
+    found = None if key is None else cache.find(kind, key, verify=False)
+    if found is None:
+        message = f"'{cache.folder / f'{kind}-{key}'}' was there a moment ago; was the cache deleted meanwhile?"
+        raise ResourceError(message)
+    return found
+
+
+def _make_missing(jobs: Sequence[_Job], recipe: Recipe, cache: Cache, workers: int | None, description: str) -> None:
+    """Make the entries that the cache lacks, once it is known that they fit."""
+    missing = {job.case.name: find_missing(cache, job.keys) for job in jobs}
+    todo = [job for job in jobs if missing[job.case.name]]
+    cache.check_room(
+        sum(
+            estimated_bytes(job.case, recipe.preprocessing, recipe.dtype, missing=missing[job.case.name])
+            for job in todo
+        )
+    )
+    if not todo:
+        return
+    if workers is None:
+        workers = max(1, min(available_cores(), len(todo) // CASES_PER_WORKER))
+    task = functools.partial(_make, recipe=recipe, cache=cache)
+    with in_processes(task, todo, workers, what="prepared cases") as answers:
+        for _ in track(answers, description, len(todo)):
+            pass
+
+
+def _make(job: _Job, *, recipe: Recipe, cache: Cache) -> None:
+    """Read a case and make what the cache lacks of it."""
+    settings, case = recipe.annotations, job.case
+    is_taught = job.keys.target is not None
+    if is_taught:
+        volumes = read_case(case, recipe.scheme, with_readers=settings.uses_readers, weight=job.weight)
+    else:
+        volumes = read_case_with_reference(case, recipe.scheme, settings.fusion)
+    prepared = prepare_case(volumes, recipe.preprocessing)
+    cache.get("image", job.keys.image, lambda writer: store_image(writer, prepared, recipe.dtype))
+    if job.keys.target is not None:
+        target = teach(prepared, settings, recipe.smoothing, recipe.scheme.num_classes)
+        cache.get("target", job.keys.target, lambda writer: store_target(writer, prepared, target))
+    if job.keys.reference is not None:
+        label = volumes.label
+        assert label is not None, "the manifest sees to it"
+        cache.get(
+            "reference",
+            job.keys.reference,
+            lambda writer: store_reference(writer, volumes.grid, label, volumes.ignore),
+        )
+
+
+def teach(case: PreparedCase, settings: AnnotationSettings, smoothing: Smoothing, num_classes: int) -> Target:
+    """What a training case teaches; voxels that nobody judged weigh nothing.
 
     Args:
-        cases: From `read_training`, with the same settings.
+        case: With what the settings ask for: readers, weights.
         settings: Who is believed.
         smoothing: Of what was drawn.
         num_classes: With the background.
@@ -88,26 +235,52 @@ def teach(
     Raises:
         DatasetError: The annotations cannot serve as the settings ask.
     """
-    weights = [case.weight is not None for case in cases]
+    target = make_target(
+        case.case.name,
+        reference=None if case.label is None else case.label.numpy(),
+        readers=case.readers,
+        settings=settings,
+        smoothing=smoothing,
+        num_classes=num_classes,
+        affine=case.affine,
+        image=case.image.numpy(),
+        weight=case.weight,
+    )
+    if case.ignore is None:
+        return target
+    weight = np.ones(case.ignore.shape, np.float32) if target.weight is None else target.weight
+    return replace(target, weight=np.where(case.ignore, np.float32(0), weight))
+
+
+def taught(
+    cases: Sequence[TrainingCase],
+    settings: AnnotationSettings,
+    smoothing: Smoothing,
+    num_classes: int,
+    *,
+    num_weight_maps: int = 0,
+) -> TaughtCases:
+    """What the training cases teach together.
+
+    Raises:
+        DatasetError: Readers' error rates are asked for and cannot be estimated.
+    """
     record: dict[str, Any] = {
         "fusion": settings.fusion,
         "disagreement": settings.disagreement,
-        "num_weight_maps": sum(weights),
+        "num_weight_maps": num_weight_maps,
         "cases": [],
     }
-    if not settings.uses_readers and isinstance(smoothing, NoSmoothing) and not any(weights):
-        _refuse_without_label(cases)
-        return TaughtCases(list(cases), None, record)
-    if settings.uses_readers:
-        _refuse_idle_readers(cases, settings)
-    taught = [_with_target(case, settings, smoothing, num_classes) for case in cases]
-    taught = _alike(taught, num_classes - 1)
-    record["cases"] = [case.target.record | _mean_weights(case.target) for case in taught if case.target is not None]
-    matrix = None
-    if settings.estimate_smoothing:
-        matrix, record["readers"] = _estimate_smoothing(cases, settings.fusion, num_classes)
-        record["label_smoothing"] = matrix
-    return TaughtCases([replace(case, readers=None, weight=None) for case in taught], matrix, record)
+    found = TaughtCases(list(cases), None, record)
+    if settings.uses_readers or not isinstance(smoothing, NoSmoothing) or found.is_weighted:
+        weighted = found.is_weighted
+        record["cases"] = [case.target.record | _mean_weights(case.target, weighted=weighted) for case in cases]
+    if not settings.estimate_smoothing:
+        return found
+    _refuse_shares(cases)
+    matrix, record["readers"] = _estimate_smoothing(cases, settings.fusion, num_classes)
+    record["label_smoothing"] = matrix
+    return replace(found, smoothing=matrix)
 
 
 def read_case_with_reference(case: Case, scheme: LabelScheme, fusion: Fusion) -> CaseVolumes:
@@ -122,46 +295,15 @@ def read_case_with_reference(case: Case, scheme: LabelScheme, fusion: Fusion) ->
     return replace(volumes, label=fused_label(volumes.readers, fusion, num_classes=scheme.num_classes).astype(np.int16))
 
 
-def _with_target(
-    case: PreparedCase, settings: AnnotationSettings, smoothing: Smoothing, num_classes: int
-) -> PreparedCase:
-    """A case with its target; what patches are centred on replaces its label."""
-    import torch
-
-    target = make_target(
-        case.case.name,
-        reference=None if case.label is None else case.label.numpy(),
-        readers=case.readers,
-        settings=settings,
-        smoothing=smoothing,
-        num_classes=num_classes,
-        affine=case.affine,
-        image=case.image.numpy(),
-        weight=case.weight,
-    )
-    return replace(case, label=torch.from_numpy(target.lesions), target=target)
-
-
-def _mean_weights(target: Target) -> dict[str, float]:
-    """Of a target with weights, over all voxels and over the marked ones; NaN where none is marked."""
-    if target.weight is None:
+def _mean_weights(target: Target, *, weighted: bool) -> dict[str, float]:
+    """Of the voxels, over all and over the marked ones; NaN where none is marked, nothing where no case has any."""
+    if not weighted:
         return {}
+    if target.weight is None:
+        return {"mean_weight": 1.0, "mean_weight_of_lesions": 1.0 if (target.lesions > 0).any() else math.nan}
     marked = target.weight[target.lesions > 0]
     of_lesions = float(marked.mean()) if len(marked) else math.nan
     return {"mean_weight": float(target.weight.mean()), "mean_weight_of_lesions": of_lesions}
-
-
-def _alike(cases: Sequence[PreparedCase], num_lesion_classes: int) -> list[PreparedCase]:
-    """Shares for all where one case has shares, weights for all where one has weights."""
-    targets = [case.target for case in cases if case.target is not None]
-    if any(target.is_soft for target in targets):
-        targets = [target.with_shares(num_lesion_classes) for target in targets]
-    if any(target.weight is not None for target in targets):
-        targets = [
-            target if target.weight is not None else replace(target, weight=np.ones(target.lesions.shape, np.float32))
-            for target in targets
-        ]
-    return [replace(case, target=target) for case, target in zip(cases, targets, strict=True)]
 
 
 def find_weights(cases: Sequence[Case], settings: AnnotationSettings) -> dict[str, Path]:
@@ -184,9 +326,9 @@ def find_weights(cases: Sequence[Case], settings: AnnotationSettings) -> dict[st
     return found
 
 
-def _refuse_without_label(cases: Sequence[PreparedCase]) -> None:
-    without = [case.case.name for case in cases if case.label is None]
-    if without:
+def _refuse_without_label(cases: Sequence[Case], settings: AnnotationSettings) -> None:
+    without = [case.name for case in cases if case.label is None]
+    if without and settings.fusion is Fusion.REFERENCE:
         message = (
             f"{len(without)} training cases have annotations and no 'label', such as '{without[0]}'. "
             "Choose annotations=majority or another fusion to learn from the readers."
@@ -194,20 +336,16 @@ def _refuse_without_label(cases: Sequence[PreparedCase]) -> None:
         raise DatasetError(message)
 
 
-def _refuse_idle_readers(cases: Sequence[PreparedCase], settings: AnnotationSettings) -> None:
+def _refuse_idle_readers(cases: Sequence[Case], settings: AnnotationSettings) -> None:
     """Refuse settings that no case could follow; they would have no effect, and the user would not know."""
-    most = max((0 if case.readers is None else len(case.readers) for case in cases), default=0)
+    if not settings.uses_readers:
+        return
+    most = max((len(case.annotations) for case in cases), default=0)
     if most == 0:
         message = (
             f"no training case has 'annotations', which annotations={settings.fusion} with "
             f"annotations.disagreement={settings.disagreement} is about. Name them in the dataset file, or set "
             "annotations=reference annotations.disagreement=keep."
-        )
-        raise DatasetError(message)
-    if settings.estimate_smoothing and any(c.readers is not None and c.readers.dtype.kind == "f" for c in cases):
-        message = (
-            "annotations.estimate_smoothing is of readers who gave classes, and some gave shares between 0 and 1, "
-            "which hold their doubt already. Set it to false."
         )
         raise DatasetError(message)
     needs_two = settings.estimate_smoothing or settings.disagreement is not Disagreement.KEEP
@@ -217,13 +355,21 @@ def _refuse_idle_readers(cases: Sequence[PreparedCase], settings: AnnotationSett
         raise DatasetError(message)
 
 
+def _refuse_shares(cases: Sequence[TrainingCase]) -> None:
+    if any(case.readers.gave_shares for case in cases):
+        message = (
+            "annotations.estimate_smoothing is of readers who gave classes, and some gave shares between 0 and 1, "
+            "which hold their doubt already. Set it to false."
+        )
+        raise DatasetError(message)
+
+
 def _estimate_smoothing(
-    cases: Sequence[PreparedCase], fusion: Fusion, num_classes: int
+    cases: Sequence[TrainingCase], fusion: Fusion, num_classes: int
 ) -> tuple[list[list[float]], dict[str, Any]]:
     counts = MarkCounts()
     for case in cases:
-        if case.readers is not None:
-            counts.add(as_marks(case.readers))
+        counts.voxels.update(case.readers.counts.voxels)
     rates = estimate_rates(counts, num_classes)
     matrix = smoothing_matrix(rates, fusion)
     record = {

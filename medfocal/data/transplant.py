@@ -36,12 +36,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from medfocal.annotations.target import Target
-from medfocal.components import find_components
-from medfocal.data.sampling import Scalar, cut_patch
-from medfocal.data.transforms import PreparedCase, body_mask
+from medfocal.annotations.target import Target, as_shares
+from medfocal.data.sampling import Scalar, cut_body, cut_image, cut_patch
+from medfocal.data.stored import TrainingCase
 from medfocal.errors import DatasetError
-from medfocal.volume import spacing_of
 
 LOG = logging.getLogger("medfocal.data")
 
@@ -65,8 +63,8 @@ class Donor:
         soft: Weight of the residual, float32 `(I, J, K)` in [0, 1].
         ring: Voxels of the body around the lesion that give the level it stands on, `(I, J, K)`.
         spacing_mm: Of the three axes.
-        targets: What the lesion teaches, one or one of each reader: classes or shares as those of `Target`, 0 where
-            `soft` is. None: its classes.
+        targets: What the lesion teaches, one or one of each reader: classes `(I, J, K)` or shares `(T, I, J, K)`, 0
+            where `soft` is. None: its classes.
         weight: Voxel weights `(I, J, K)`, or None.
     """
 
@@ -113,7 +111,9 @@ class LesionTransplants:
     patch's own case.
 
     Args:
-        cases: Prepared training cases with labels, in the order of their numbers.
+        cases: Training cases in the order of their numbers.
+        membership: As that of `medfocal.data.targets.TaughtCases`: None where classes are taught.
+        weighted: Whether patches have weights; a lesion of a case without any then brings ones.
         patch_size: Voxels `(I, J, K)`; lesions that do not fit, with `MARGIN` voxels around them, stay.
         probability: Of a transplant, and of another one after each, in [0, 1). With 0 no lesion is looked at.
         seed: Of the draws.
@@ -124,17 +124,24 @@ class LesionTransplants:
     """
 
     def __init__(
-        self, cases: Sequence[PreparedCase], *, patch_size: Sequence[int], probability: float, seed: int
+        self,
+        cases: Sequence[TrainingCase],
+        *,
+        patch_size: Sequence[int],
+        probability: float,
+        seed: int,
+        membership: NDArray[np.float32] | None = None,
+        weighted: bool = False,
     ) -> None:
         check_transplant_probability(probability)
         self.probability = float(probability)
         #: Lesions that can be transplanted, by case and then by number within the case.
         self.donors: list[Donor] = []
         self._seed = seed
-        self._spacings = [spacing_of(case.affine) for case in cases]
+        self._spacings = [case.spacing_mm for case in cases]
         self._matching: dict[tuple[float, ...], list[Donor]] = {}
         if probability > 0:
-            self._find_donors(cases, patch_size)
+            self._find_donors(cases, patch_size, _Form(membership, weighted))
             for spacing in set(self._spacings):
                 self._matching[spacing] = [donor for donor in self.donors if _alike(donor.spacing_mm, spacing)]
             self._tell_cases_without()
@@ -171,11 +178,11 @@ class LesionTransplants:
         while rng.random() < self.probability:
             _transplant(image, label, body, donors[rng.integers(len(donors))], rng, target=target, weight=weight)
 
-    def _find_donors(self, cases: Sequence[PreparedCase], patch_size: Sequence[int]) -> None:
+    def _find_donors(self, cases: Sequence[TrainingCase], patch_size: Sequence[int], form: _Form) -> None:
         """Collect the lesions that can be transplanted, and tell how many cannot, for which reason."""
         left_out: Counter[str] = Counter()
         for case in cases:
-            for found in _donors_of(case, patch_size):
+            for found in _donors_of(case, patch_size, form):
                 if isinstance(found, Donor):
                     self.donors.append(found)
                 else:
@@ -201,47 +208,58 @@ class LesionTransplants:
             )  # fmt: skip
 
 
-def _donors_of(case: PreparedCase, patch_size: Sequence[int]) -> Iterator[Donor | str]:
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """What patches are taught with, so that donors are too."""
+
+    membership: NDArray[np.float32] | None
+    weighted: bool
+
+
+def _donors_of(case: TrainingCase, patch_size: Sequence[int], form: _Form) -> Iterator[Donor | str]:
     """Each lesion of a case, by number, as a donor, or why it cannot be one."""
-    assert case.label is not None, "training cases have labels; the manifest sees to it"
-    image, label = case.image.numpy(), case.label.numpy()
-    spacing_mm, body = spacing_of(case.affine), body_mask(case.image)
-    found = find_components(label > 0, case.affine)
-    for number, (low, high) in enumerate(found.bounding_box.transpose(0, 2, 1), start=1):
+    table, spacing_mm = case.table, case.spacing_mm
+    for number, (low, high) in enumerate(zip(table.low, table.high, strict=True)):
         start, size = (low - MARGIN).tolist(), (high - low + 2 * MARGIN).tolist()
         if not any(_fits(turned, patch_size) for turned in _turned_sizes(size, spacing_mm)):
             yield f"too large for patches of {list(patch_size)} voxels"
             continue
-        inside = cut_patch(body, start, size)
-        part = cut_patch(found.labels, start, size)
-        donor = _donor(cut_patch(image, start, size), cut_patch(label, start, size), part, number, inside, spacing_mm)
-        yield donor if isinstance(donor, str) or case.target is None else _taught(donor, case.target, start, size)
+        label = cut_patch(case.target.lesions, start, size)
+        lesion = np.zeros(tuple(size), np.bool_)
+        voxels = np.unravel_index(table.voxels[table.bounds[number] : table.bounds[number + 1]], table.shape)
+        lesion[tuple(index - first for index, first in zip(voxels, start, strict=True))] = True
+        donor = _donor(cut_image(case.image, start, size), label, lesion, cut_body(case, start, size), spacing_mm)
+        yield donor if isinstance(donor, str) else _taught(donor, case.target, start, size, form)
 
 
-def _taught(donor: Donor, target: Target, start: Sequence[int], size: Sequence[int]) -> Donor:
-    """A donor with what it teaches, from the box it was cut out of."""
+def _taught(donor: Donor, target: Target, start: Sequence[int], size: Sequence[int], form: _Form) -> Donor:
+    """A donor with what it teaches, from the box it was cut out of; without, where its classes are all."""
+    weight = None
+    if form.weighted:
+        weights = target.weight
+        weight = np.ones(tuple(size), np.float32) if weights is None else cut_patch(weights, start, size)
+    if form.membership is None and target.alternatives[0] is target.lesions:
+        return replace(donor, weight=weight)
     near = donor.soft > 0
-    cuts = (cut_patch(alternative, start, size) for alternative in target.alternatives)
-    targets = tuple(np.where(near, cut, 0).astype(np.float32 if target.is_soft else np.uint8) for cut in cuts)
-    weight = None if target.weight is None else cut_patch(target.weight, start, size)
-    return replace(donor, targets=targets, weight=weight)
+    cuts: list[NDArray[Any]] = [cut_patch(alternative, start, size) for alternative in target.alternatives]
+    if form.membership is not None:
+        cuts = [as_shares(cut, form.membership) for cut in cuts]
+    return replace(donor, targets=tuple(np.where(near, cut, 0).astype(cut.dtype) for cut in cuts), weight=weight)
 
 
 def _donor(
     image: NDArray[np.float32],
     label: NDArray[np.uint8],
-    part: NDArray[np.int32],
-    number: int,
+    lesion: NDArray[np.bool_],
     body: NDArray[np.bool_],
     spacing_mm: tuple[float, ...],
 ) -> Donor | str:
-    """A donor from the box around lesion `number` of `part`, or why it cannot be one.
+    """A donor from the box around a lesion, or why it cannot be one.
 
     Its ring is never empty, here or at a new place: all voxels two steps away (18 around a single voxel, else more) lie
     within the soft margin, and so in the body and in no lesion.
     """
-    lesion = part == number
-    other = (part > 0) & ~lesion
+    other = (label > 0) & ~lesion
     soft = _soft_mask(lesion)
     if (~body & (soft > 0)).any():
         return "at the border of the body or of the volume"
@@ -287,8 +305,9 @@ def _transplant(
         box = tuple(slice(first, first + n) for first, n in zip(start, size, strict=True))
         if not label[box].any() and body[box][donor.soft > 0].all():
             _paste(image[(slice(None), *box)], label[box], donor, donor.ring & body[box])
-            if target is not None and donor.targets is not None:
-                taught = donor.targets[0 if len(donor.targets) == 1 else rng.integers(len(donor.targets))]
+            if target is not None:
+                known = donor.targets or (donor.classes,)
+                taught = known[0 if len(known) == 1 else rng.integers(len(known))]
                 here = target[(slice(None),) * (target.ndim - 3) + box]
                 np.maximum(here, taught, out=here)
             if weight is not None and donor.weight is not None:

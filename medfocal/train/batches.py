@@ -1,25 +1,48 @@
-"""Training batches: patches cut and changed at random while the network computes the batch before."""
+"""Training batches: patches are cut while the network computes the batch before, and changed where it computes."""
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medfocal.annotations.target import Target
-from medfocal.data.sampling import LesionBalancedSampler, cut_patch
-from medfocal.data.transforms import PreparedCase, RandomTransforms
+from medfocal.annotations.target import as_shares
+from medfocal.data.sampling import LesionBalancedSampler, PatchLocation, cut_body, cut_image, cut_patch
+from medfocal.data.stored import TrainingCase
 from medfocal.data.transplant import LesionTransplants
 from medfocal.errors import DatasetError
 
 #: Apart from the other draws, which are seeded by seed, epoch and index.
 READER_STREAM = 11
+#: Batches that are cut ahead: one being made while another waits.
+AHEAD = 2
+
+
+class Augmentation(Protocol):
+    """What changes a batch at random: a class of `medfocal.data.augment`."""
+
+    def check(self, patch_size: Sequence[int], spacings_mm: Mapping[str, Sequence[float]]) -> None:
+        """See that what may happen suits the patches and the cases."""
+
+    def input_size(self, patch_size: Sequence[int], spacings_mm: Sequence[Sequence[float]]) -> tuple[int, int, int]:
+        """What must be cut around a patch."""
+
+    def __call__(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        *,
+        seeds: Sequence[int],
+        spacing_mm: Sequence[Sequence[float]],
+        patch_size: Sequence[int],
+    ) -> dict[str, torch.Tensor]:
+        """Change a batch."""
 
 
 @dataclass(frozen=True)
@@ -37,82 +60,130 @@ class Batch:
     weight: torch.Tensor | None = None
 
 
+@dataclass(frozen=True)
+class CutBatch:
+    """Patches as they were cut, before random changes, on the CPU.
+
+    Attributes:
+        planes: `image`, `label` or `shares`, and where given `weight`, each `(B, N, *input_size)`.
+        seeds: Of the random changes of each patch.
+        spacing_mm: Of each patch.
+    """
+
+    planes: dict[str, torch.Tensor]
+    seeds: list[int]
+    spacing_mm: list[tuple[float, ...]]
+
+
 class BatchSource:
     """Makes the batch of any step; the same seed, epoch and step give the same batch.
 
     Args:
-        cases: The sampler's cases, in its order. Their targets are all classes or all shares, all with weights or all
-            without.
+        cases: The sampler's cases, in its order.
         sampler: Says where to cut.
-        transplants: Sets lesions into what was cut.
-        augment: Random changes of a patch, or None.
+        transplants: Sets lesions into what was cut; made for the same `membership` and `weighted`.
+        augment: Random changes of a batch, or None.
         batch_size: Patches a batch.
         seed: Of the random changes, and of the reader of each case and epoch.
+        membership: Of each class in what the network tells apart, where shares are taught; None: classes are.
+        weighted: Whether voxels have weights; cases without any then weigh 1.
         with_background: Whether shares get a channel for the background, as softmax has one.
+        device: Where batches are wanted; None: on the CPU.
     """
 
     def __init__(
         self,
-        cases: Sequence[PreparedCase],
+        cases: Sequence[TrainingCase],
         sampler: LesionBalancedSampler,
         *,
         transplants: LesionTransplants,
-        augment: RandomTransforms | None,
+        augment: Augmentation | None,
         batch_size: int,
         seed: int,
+        membership: NDArray[np.float32] | None = None,
+        weighted: bool = False,
         with_background: bool = True,
+        device: torch.device | None = None,
     ) -> None:
-        self._images = [case.image.numpy() for case in cases]
-        self._targets = [_target_of(case) for case in cases]
-        self._has_target = any(case.target is not None for case in cases)
+        self._cases = list(cases)
         self._sampler = sampler
         self._transplants = transplants
         self._augment = augment
         self._batch_size = batch_size
         self._seed = seed
+        self._membership = membership
+        self._weighted = weighted
         self._with_background = with_background
+        self._device = torch.device("cpu") if device is None else device
+        self._input_size = sampler.patch_size
+        if augment is not None:
+            self._input_size = augment.input_size(sampler.patch_size, [case.spacing_mm for case in cases])
 
     def batch(self, epoch: int, step: int) -> Batch:
         """The batch of a step of an epoch, both from 0."""
-        patches = [self._patch(epoch, step * self._batch_size + n) for n in range(self._batch_size)]
-
-        def stacked(key: str) -> torch.Tensor:
-            # MONAI hands out MetaTensors, whose every operation, in the network too, takes a way around through Python.
-            return torch.stack([patch[key].as_subclass(torch.Tensor) for patch in patches])
-
-        weight = stacked("weight")[:, 0].contiguous() if "weight" in patches[0] else None
-        if "label" in patches[0]:
-            return Batch(stacked("image").contiguous(), stacked("label")[:, 0].long(), weight)
-        shares = stacked("shares")
-        if self._with_background:
-            shares = torch.cat([1 - shares.sum(dim=1, keepdim=True), shares], dim=1)
-        return Batch(stacked("image").contiguous(), shares.clamp(0, 1).contiguous(), weight)
+        return self.finish(self.cut(epoch, step))
 
     def epoch(self, epoch: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of an epoch in order; the next is made while the caller uses one."""
+        """The batches of an epoch in order; the next are made while the caller uses one."""
+        # On the CPU changes take as long as steps are short; on a GPU they are queued behind the step before.
+        make = self.batch if self._device.type == "cpu" else self.cut
         with ThreadPoolExecutor(max_workers=1) as worker:
-            coming = worker.submit(self.batch, epoch, 0)
-            for step in range(num_steps):
-                ready = coming.result()
-                if step + 1 < num_steps:
-                    coming = worker.submit(self.batch, epoch, step + 1)
-                yield ready
+            coming: collections.deque[Future[Any]] = collections.deque()
+            for step in range(num_steps + AHEAD):
+                if step < num_steps:
+                    coming.append(worker.submit(make, epoch, step))
+                if step >= AHEAD:
+                    ready = coming.popleft().result()
+                    yield ready if isinstance(ready, Batch) else self.finish(ready)
 
-    def foreground_shares(self, num_classes: int, num_patches: int = 256) -> list[float]:
-        """Share of each lesion class among the voxels of the first patches: what the loss will see.
+    def cut(self, epoch: int, step: int) -> CutBatch:
+        """The patches of a step before random changes."""
+        first = step * self._batch_size
+        indices = range(first, first + self._batch_size)
+        places = [self._sampler.draw(epoch, index) for index in indices]
+        patches = [
+            self._cut(place, epoch, index, self._input_size) for place, index in zip(places, indices, strict=True)
+        ]
+        planes = {key: torch.from_numpy(np.stack([patch[key] for patch in patches])) for key in patches[0]}
+        if self._device.type == "cuda":
+            planes = {key: values.pin_memory() for key, values in planes.items()}
+        words = [np.random.SeedSequence([self._seed, epoch, index]).generate_state(1) for index in indices]
+        spacings = [self._cases[place.case].spacing_mm for place in places]
+        return CutBatch(planes, [int(word[0]) for word in words], spacings)
+
+    def finish(self, cut: CutBatch) -> Batch:
+        """Bring what was cut to the device, change it at random, and give it the form that the loss takes."""
+        planes = {key: values.to(self._device, non_blocking=True) for key, values in cut.planes.items()}
+        if self._augment is not None:
+            size = self._sampler.patch_size
+            planes = self._augment(planes, seeds=cut.seeds, spacing_mm=cut.spacing_mm, patch_size=size)
+        weight = planes["weight"][:, 0].contiguous() if "weight" in planes else None
+        if "label" in planes:
+            return Batch(planes["image"].contiguous(), planes["label"][:, 0].long(), weight)
+        shares = planes["shares"]
+        if self._with_background:
+            shares = torch.cat([1 - shares.sum(dim=1, keepdim=True), shares], dim=1)
+        return Batch(planes["image"].contiguous(), shares.clamp(0, 1).contiguous(), weight)
+
+    def foreground_shares(self, num_outputs: int, num_patches: int = 256) -> list[float]:
+        """Share of each lesion class, or region, among the voxels of the first patches: what the loss will see.
 
         Transplants and weights count; random changes are left out, as they hardly move it.
+
+        Args:
+            num_outputs: Lesion classes or regions.
+            num_patches: Of the first epoch.
 
         Raises:
             DatasetError: All weights are 0.
         """
-        counts, total = np.zeros(num_classes - 1), 0.0
+        counts, total = np.zeros(num_outputs), 0.0
         for index in range(num_patches):
-            patch = self._cut(0, index)
-            weight = patch["weight"] if "weight" in patch else np.ones(patch["image"].shape[-3:], np.float32)
+            patch = self._cut(self._sampler.draw(0, index), 0, index, self._sampler.patch_size)
+            weight = patch["weight"][0] if "weight" in patch else np.ones(patch["image"].shape[-3:], np.float32)
             total += float(weight.sum())
             if "label" in patch:
-                counts += np.bincount(patch["label"].ravel(), weight.ravel(), minlength=num_classes)[1:]
+                counts += np.bincount(patch["label"].ravel(), weight.ravel(), minlength=num_outputs + 1)[1:]
             else:
                 counts += (patch["shares"] * weight).sum(axis=(1, 2, 3))
         if total == 0:
@@ -125,60 +196,45 @@ class BatchSource:
         half_a_voxel = 0.5 * total / (num_patches * math.prod(self._sampler.patch_size))
         return [float(count) for count in np.maximum(counts, half_a_voxel) / total]
 
-    def _patch(self, epoch: int, index: int) -> dict[str, torch.Tensor]:
-        patch = {key: torch.from_numpy(values) for key, values in self._cut(epoch, index).items()}
-        if self._augment is not None:
-            words = np.random.SeedSequence([self._seed, epoch, index]).generate_state(1)
-            self._augment.set_random_state(int(words[0]))
-            patch = self._augment(patch)
-        return patch
+    def _cut(self, place: PatchLocation, epoch: int, index: int, size: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """What lies around the patch of a place, with its transplants: `image`, `label` or `shares`, and `weight`.
 
-    def _cut(self, epoch: int, index: int) -> dict[str, NDArray[Any]]:
-        """A patch with its transplants, before random changes: `image`, `label` or `shares`, and where given `weight`.
-
-        Each `(N, I, J, K)`.
+        Each `(N, *size)`. Lesions are set into the patch itself, not into what is cut around it.
         """
-        place, size = self._sampler.draw(epoch, index), self._sampler.patch_size
-        target = self._targets[place.case]
-        image = cut_patch(self._images[place.case], place.start, size)
-        lesions = cut_patch(target.lesions, place.start, size)
-        taught = lesions
-        if self._has_target:
-            taught = cut_patch(target.alternatives[self._reader(epoch, place.case)], place.start, size)
-            taught = taught.astype(np.float32 if target.is_soft else np.uint8)
-        weight = None if target.weight is None else cut_patch(target.weight, place.start, size)
-        self._transplants(
-            image,
-            lesions,
-            body=self._sampler.body(place),
-            case=place.case,
-            epoch=epoch,
-            index=index,
-            target=taught if self._has_target else None,
-            weight=weight,
-        )
-        patch = {"image": image, **({"shares": taught} if target.is_soft else {"label": taught[None]})}
+        case, target = self._cases[place.case], self._cases[place.case].target
+        patch_size = self._sampler.patch_size
+        margin = [(outer - inner) // 2 for outer, inner in zip(size, patch_size, strict=True)]
+        start = [first - width for first, width in zip(place.start, margin, strict=True)]
+        image, lesions = cut_image(case.image, start, size), cut_patch(target.lesions, start, size)
+        taught: NDArray[Any] = lesions
+        alternative = target.alternatives[self._reader(epoch, place.case)]
+        if alternative is not target.lesions:
+            taught = cut_patch(alternative, start, size)
+        if self._membership is not None:
+            taught = as_shares(taught, self._membership)
+        weight = None
+        if self._weighted:
+            weight = np.ones(tuple(size), np.float32)
+            if target.weight is not None:
+                weight = cut_patch(target.weight, start, size).astype(np.float32)
+        if self._transplants.donors:
+            box = tuple(slice(width, width + inner) for width, inner in zip(margin, patch_size, strict=True))
+            self._transplants(
+                image[(slice(None), *box)],
+                lesions[box],
+                body=cut_body(case, place.start, patch_size),
+                case=place.case,
+                epoch=epoch,
+                index=index,
+                target=None if taught is lesions else taught[(slice(None),) * (taught.ndim - 3) + box],
+                weight=None if weight is None else weight[box],
+            )
+        patch = {"image": image, **({"label": taught[None]} if self._membership is None else {"shares": taught})}
         return patch if weight is None else {**patch, "weight": weight[None]}
 
     def _reader(self, epoch: int, case: int) -> int:
         """Which alternative of a case an epoch takes."""
-        num_readers = len(self._targets[case].alternatives)
+        num_readers = len(self._cases[case].target.alternatives)
         if num_readers == 1:
             return 0
         return int(np.random.default_rng([self._seed, epoch, case, READER_STREAM]).integers(num_readers))
-
-
-def _target_of(case: PreparedCase) -> Target:
-    if case.target is not None:
-        return case.target
-    assert case.label is not None, "training cases have labels; the manifest sees to it"
-    label = case.label.numpy()
-    return Target(label, (label,))
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move a batch, without waiting where the device allows it."""
-    if device.type == "cpu":
-        return batch
-    move: Callable[[torch.Tensor], torch.Tensor] = lambda t: t.pin_memory().to(device, non_blocking=True)  # noqa: E731
-    return Batch(move(batch.image), move(batch.target), None if batch.weight is None else move(batch.weight))

@@ -10,11 +10,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from medfocal.data.manifest import LabelScheme
 from medfocal.data.sampling import LesionBalancedSampler
-from medfocal.data.transforms import Augmentation, PreparedCase, RandomTransforms, check_transposable
+from medfocal.data.stored import EvaluationCase
+from medfocal.data.targets import TaughtCases
 from medfocal.data.transplant import LesionTransplants
 from medfocal.errors import ConfigError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases
@@ -25,9 +28,10 @@ from medfocal.infer.window import uses_bfloat16
 from medfocal.losses import init_prior_bias_, smoothed_shares
 from medfocal.model import Model, ModelCard, OperatingPoint
 from medfocal.progress import track
-from medfocal.train.batches import BatchSource, to_device
+from medfocal.train.batches import Augmentation, BatchSource
 from medfocal.train.checkpoint import load_checkpoint, save_checkpoint
-from medfocal.train.settings import TrainerSettings
+from medfocal.train.settings import SamplingSettings, TrainerSettings
+from medfocal.train.visits import VISITS, missed_lesions, tell_visits, write_visits
 
 LOG = logging.getLogger("medfocal.train")
 
@@ -57,17 +61,16 @@ class Trained:
 def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     folder: Path,
     *,
-    training: Sequence[PreparedCase],
-    validation: Sequence[PreparedCase],
+    training: TaughtCases,
+    validation: Sequence[EvaluationCase],
+    scheme: LabelScheme,
     card: ModelCard,
     network: nn.Module,
     loss: Any,
     build_optimizer: Callable[..., torch.optim.Optimizer],
     schedule: Callable[[float], float],
     augmentation: Augmentation,
-    patch_size: Sequence[int],
-    lesion_fraction: float,
-    transplant_probability: float,
+    sampling: SamplingSettings,
     settings: TrainerSettings,
     protocol: Protocol,
     seed: int,
@@ -80,17 +83,16 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
 
     Args:
         folder: Run folder.
-        training: Prepared cases to learn from.
-        validation: Prepared cases to choose the epoch and the operating point on; none keeps the last epoch.
+        training: Cases to learn from.
+        validation: Cases to choose the epoch and the operating point on; none keeps the last epoch.
+        scheme: What label values mean.
         card: Describes the model; its operating points are replaced.
         network: With a `head`, on the CPU.
         loss: A `medfocal.losses.TrainingLoss`.
         build_optimizer: Takes the parameters.
         schedule: Factor on the learning rate from the share of training done.
-        augmentation: Random changes of patches.
-        patch_size: Voxels `(I, J, K)`.
-        lesion_fraction: Share of lesion-centred patches.
-        transplant_probability: Of a lesion set into a patch, and of another one after each.
+        augmentation: Random changes of batches.
+        sampling: Where patches are cut, and what is set into them.
         settings: How long and how.
         protocol: Rules of the validation.
         seed: Of patches and random changes. The caller has seeded the weights.
@@ -104,24 +106,41 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         DatasetError: No training case has a lesion, or none can be transplanted.
         ModelError: A checkpoint is damaged.
     """
-    if augmentation.transpose_probability > 0:
-        check_transposable(training, patch_size)
-    sampler = LesionBalancedSampler(training, patch_size=patch_size, lesion_fraction=lesion_fraction, seed=seed)
-    transplants = LesionTransplants(training, patch_size=patch_size, probability=transplant_probability, seed=seed)
-    changes = RandomTransforms(augmentation)
+    cases, patch_size = training.cases, sampling.patch_size
+    augmentation.check(patch_size, {case.case.name: case.spacing_mm for case in cases})
+    sampler = LesionBalancedSampler(
+        cases,
+        patch_size=patch_size,
+        lesion_fraction=sampling.lesion_fraction,
+        seed=seed,
+        size_power=sampling.size_power,
+        hardness=sampling.hardness,
+    )
+    membership, weighted = training.membership(scheme), training.is_weighted
+    transplants = LesionTransplants(
+        cases,
+        patch_size=patch_size,
+        probability=sampling.transplant_probability,
+        seed=seed,
+        membership=membership,
+        weighted=weighted,
+    )
     batches = BatchSource(
-        training,
+        cases,
         sampler,
         transplants=transplants,
-        augment=changes,
+        augment=augmentation,
         batch_size=settings.batch_size,
         seed=seed,
         with_background=loss.activation == "softmax",
+        membership=membership,
+        weighted=weighted,
+        device=device,
     )
-    shares = batches.foreground_shares(len(card.labels))
+    shares = batches.foreground_shares(len(card.labels) - 1)
     LOG.info(
         "%d training cases with %d lesions, %d validation cases; lesion share of patches %.2e",
-        len(training), len(sampler.lesions), len(validation), sum(shares),
+        len(cases), len(sampler.lesions), len(validation), sum(shares),
     )  # fmt: skip
     if settings.prior_bias:
         smoothed = smoothed_shares(shares, label_smoothing=loss.label_smoothing, activation=loss.activation)
@@ -134,12 +153,15 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     total_steps = settings.max_epochs * settings.steps_per_epoch
 
     first_epoch, rows, best = 0, [], (-math.inf, -math.inf)
+    visits = np.zeros((2, len(sampler.lesions)), np.int64)
     last_file, best_file = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
     if last_file.exists():
         state = load_checkpoint(last_file)
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         first_epoch, rows, best = state["epoch"], state["metrics"], tuple(state["best"])
+        visits = np.array(state["visits"], np.int64).reshape(2, -1)
+        sampler.set_miss_rates(state["miss_rates"])
         write_csv(folder / "metrics.csv", rows, METRICS)  # a kill after the checkpoint left it a row short
         LOG.info("continuing after epoch %d", first_epoch)
 
@@ -152,7 +174,6 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
             factor = schedule((epoch * settings.steps_per_epoch + step) / total_steps)
             for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
                 group["lr"] = base_rate * factor
-            batch = to_device(batch, device)  # noqa: PLW2901  the CPU's copy has no further use
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
                 logits = network(batch.image)
             batch_loss = loss(logits.float(), batch.target, weight=batch.weight)
@@ -163,6 +184,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
             optimizer.step()
             loss_sum += batch_loss.detach()
 
+        visits += sampler.visits(epoch, settings.steps_per_epoch * settings.batch_size)
         mean_loss = float(loss_sum) / settings.steps_per_epoch
         if not math.isfinite(mean_loss):
             message = (
@@ -187,6 +209,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
             figures = validation_figures(found, settings.validation_false_positives)
             if figures["num_lesions"]:
                 score = (figures["lesion_sensitivity"], figures["cpm"])
+            sampler.judge(*missed_lesions(found, figures["threshold"]))
             row |= figures
         row["seconds"] = round(time.monotonic() - started, 3)
         rows.append(row)
@@ -200,12 +223,16 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
             "optimizer": optimizer.state_dict(),
             "metrics": rows,
             "best": list(best),
+            "visits": visits.tolist(),
+            "miss_rates": sampler.miss_rates,
         }
         if is_best or (is_last and best[0] == -math.inf):  # none was scored: the last epoch is kept
             save_checkpoint(best_file, state)
         save_checkpoint(last_file, state)
         write_csv(folder / "metrics.csv", rows, METRICS)
+        write_visits(folder / VISITS, sampler, cases, visits)
 
+    tell_visits(sampler, visits)
     state = load_checkpoint(best_file if best_file.exists() else last_file)
     network.load_state_dict(state["network"])
     network.to(device).eval()
@@ -215,7 +242,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
 
 def evaluate_network(
     network: nn.Module,
-    cases: Sequence[PreparedCase],
+    cases: Sequence[EvaluationCase],
     card: ModelCard,
     protocol: Protocol,
     device: torch.device,
@@ -223,17 +250,17 @@ def evaluate_network(
     """Evaluate whole cases on their own grids."""
     model = Model(network, card, weights_sha256="")
     results = []
-    for prepared in track(cases, "validate", len(cases)):
-        assert prepared.reference is not None, "cases to evaluate have labels; the manifest sees to it"
-        found = predict_case(model, prepared, device=device)
+    for case in track(cases, "validate", len(cases)):
+        found = predict_case(model, case.prepared(), device=device)
         results.append(
             evaluate_case(
-                prepared.reference,
+                case.reference,
                 found.probability,
-                prepared.grid.affine,
-                case=prepared.case.name,
-                patient=prepared.case.patient,
+                case.grid.affine,
+                case=case.case.name,
+                patient=case.case.patient,
                 protocol=protocol,
+                ignore=case.ignore,
             )
         )
     # The choice of an epoch asks for no interval.

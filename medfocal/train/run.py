@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import logging
 import os
@@ -21,22 +20,35 @@ import torch
 from medfocal import __version__
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.target import AnnotationSettings, Smoothing
-from medfocal.data.manifest import SPLITS, Case, Manifest
-from medfocal.data.targets import find_weights, log_annotations, read_case_with_reference, read_training, teach
-from medfocal.data.transforms import Augmentation, PreparedCase, Preprocessing, prepare_case
+from medfocal.data.cache import Cache, file_digest
+from medfocal.data.manifest import SPLITS, Case, LabelScheme, Manifest
+from medfocal.data.stored import Precision, TrainingCase
+from medfocal.data.targets import (
+    Recipe,
+    find_weights,
+    log_annotations,
+    prepare_evaluation,
+    prepare_training,
+    read_case_with_reference,
+)
+from medfocal.data.transforms import Preprocessing, prepare_case
 from medfocal.errors import ConfigError, DatasetError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
 from medfocal.files import atomic_write, make_folder, write_json
 from medfocal.infer.predict import predict_case, write_case
 from medfocal.model import CARD, Model, ModelCard, OperatingPoint, load_model, read_card, save_model
 from medfocal.progress import track
+from medfocal.train.batches import Augmentation
 from medfocal.train.loop import train
-from medfocal.train.settings import TrainerSettings
+from medfocal.train.settings import CacheSettings, SamplingSettings, TrainerSettings
 
 LOG = logging.getLogger("medfocal.train")
 
 #: Configuration that may differ between the start of a run and its continuation.
-MAY_CHANGE = ("run.id", "paths.runs", "trainer.max_epochs", "trainer.num_threads", "device", "debug")
+MAY_CHANGE = (
+    *("run.id", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.workers"),
+    *("trainer.max_epochs", "trainer.num_threads", "device", "debug"),
+)
 
 
 #: Splits that a run evaluates at its end.
@@ -105,9 +117,9 @@ def run_training(
     manifest: Manifest,
     preprocessing: Preprocessing,
     augmentation: Augmentation,
-    patch_size: Sequence[int],
-    lesion_fraction: float,
-    transplant_probability: float,
+    sampling: SamplingSettings,
+    cache: CacheSettings,
+    cache_folder: Path,
     annotations: AnnotationSettings,
     smoothing: Smoothing,
     loss: Any,
@@ -122,7 +134,7 @@ def run_training(
 ) -> RunResult:
     """Read the data, train, write the model folder, and evaluate the validation and the test split.
 
-    Nothing is written before all training and validation cases have been read and found sound.
+    Nothing is written to the run folder before all training and validation cases have been read and found sound.
 
     Args:
         folder: Run folder; what an interrupted run left there is continued.
@@ -130,10 +142,10 @@ def run_training(
         name: Of the model.
         manifest: The dataset.
         preprocessing: Travels with the model.
-        augmentation: Random changes of patches.
-        patch_size: Voxels `(I, J, K)`.
-        lesion_fraction: Share of lesion-centred patches.
-        transplant_probability: Of a lesion set into a patch, and of another one after each.
+        augmentation: Random changes of batches.
+        sampling: Where patches are cut, and what is set into them.
+        cache: How prepared cases are stored.
+        cache_folder: Where; shared by all trainings.
         annotations: Who is believed about the training cases.
         smoothing: Of what was drawn.
         loss: See `medfocal.train.loop.train`.
@@ -150,23 +162,33 @@ def run_training(
         InputError: A case cannot be read or its files do not belong together.
         DatasetError: There is no training case, none has a lesion, or no lesion can be transplanted.
         ConfigError: The folder was started with another configuration.
+        ResourceError: Prepared cases do not fit into the cache.
     """
     if not manifest.split("training"):
         message = f"'{manifest.path}' has no 'training' case"
         raise DatasetError(message)
     _set_up_torch(settings, seed)
-    num_outputs = len(manifest.labels) - (loss.activation == "sigmoid")
+    scheme = manifest.scheme
+    num_outputs = len(scheme.learnt) - (loss.activation == "sigmoid")
+    _refuse_regions(loss, scheme)
     _refuse_unfit_loss(loss, num_outputs, manifest.labels)
     network = build_network(in_channels=len(manifest.channels), out_channels=num_outputs)
-    read = read_training(manifest, preprocessing, annotations)
-    taught = teach(read, annotations, smoothing, len(manifest.labels))
+    recipe = Recipe(
+        scheme=scheme,
+        preprocessing=preprocessing,
+        precision=Precision(cache.dtype),
+        annotations=annotations,
+        smoothing=smoothing,
+    )
+    store = Cache(cache_folder, max_gb=cache.max_gb)
+    taught = prepare_training(manifest.split("training"), recipe, store, workers=cache.workers)
     training = taught.cases
-    del read
-    validation = read_split(manifest, "validation", preprocessing, annotations.fusion)
+    validation = prepare_evaluation(manifest.split("validation"), recipe, store, workers=cache.workers)
     _refuse_without_lesions(manifest, training)
     if taught.smoothing is not None:
         loss = smooth_loss(taught.smoothing)
-    _refuse_unfit_loss(loss, num_outputs, manifest.labels, soft=taught.is_soft, weighted=taught.is_weighted)
+    is_soft = taught.membership(scheme) is not None
+    _refuse_unfit_loss(loss, num_outputs, manifest.labels, soft=is_soft, weighted=taught.is_weighted)
 
     make_folder(folder)
     _start_log(folder / "train.log")
@@ -178,26 +200,25 @@ def run_training(
         name=name,
         network={"name": type(network).__name__, "arguments": network.arguments},
         channels=manifest.channels,
-        labels=manifest.labels,
+        labels=scheme.learnt,
         activation=loss.activation,
         preprocessing=preprocessing,
-        window=asdict(settings.window(patch_size)),
+        window=asdict(settings.window(sampling.patch_size)),
         candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
         operating_points=(OperatingPoint(name="default", threshold=protocol.threshold, source="default"),),
     )
     trained = train(
         folder,
-        training=training,
+        training=taught,
         validation=validation,
+        scheme=scheme,
         card=card,
         network=network,
         loss=loss,
         build_optimizer=build_optimizer,
         schedule=schedule,
         augmentation=augmentation,
-        patch_size=patch_size,
-        lesion_fraction=lesion_fraction,
-        transplant_probability=transplant_probability,
+        sampling=sampling,
         settings=settings,
         protocol=protocol,
         seed=seed,
@@ -238,19 +259,6 @@ def run_training(
     return RunResult(folder, point, *evaluations)
 
 
-def read_split(manifest: Manifest, split: str, preprocessing: Preprocessing, fusion: Fusion) -> list[PreparedCase]:
-    """Read and prepare every case of a split to evaluate on, with progress.
-
-    Raises:
-        InputError: A case cannot be read or its files do not belong together; it is named.
-    """
-    cases = manifest.split(split)
-    return [
-        prepare_case(read_case_with_reference(case, manifest.scheme, fusion), preprocessing)
-        for case in track(cases, f"read {split}")
-    ]
-
-
 def _evaluate_split(
     model: Model,
     manifest: Manifest,
@@ -279,6 +287,7 @@ def _evaluate_split(
                 patient=case.patient,
                 protocol=protocol,
                 surface=True,
+                ignore=volumes.ignore,
             )
         )
     return evaluate_cases(results, protocol)
@@ -288,14 +297,23 @@ def _labelled(cases: Sequence[Case]) -> list[Case]:
     return [case for case in cases if case.is_annotated]
 
 
-def _refuse_without_lesions(manifest: Manifest, training: Sequence[PreparedCase]) -> None:
+def _refuse_without_lesions(manifest: Manifest, training: Sequence[TrainingCase]) -> None:
     """Before anything is written; the sampler would refuse as well, but later."""
-    if not any(bool((case.label > 0).any()) for case in training if case.label is not None):
+    if not any(len(case.table) for case in training):
         message = (
             f"no lesion in the whole training set: all {len(training)} labels of '{manifest.path}' are empty, or what "
             "annotations made of its readers is (shares count from one half on). Nothing can be learnt from it."
         )
         raise DatasetError(message)
+
+
+def _refuse_regions(loss: Any, scheme: LabelScheme) -> None:
+    if scheme.regions and loss.activation != "sigmoid":
+        message = (
+            f"the dataset's regions ({', '.join(scheme.regions)}) lie within each other, and the classes of a softmax "
+            "exclude each other. Set loss.activation=sigmoid."
+        )
+        raise ConfigError(message)
 
 
 def _refuse_unfit_loss(
@@ -370,7 +388,7 @@ def environment(manifest: Manifest, device: torch.device, weights: Sequence[Path
     """Versions, device, git commit and the SHA-256 of every input file, maps of voxel weights among them."""
     packages = ("torch", "monai", "numpy", "scipy", "nibabel", "connected-components-3d", "hydra-core", "safetensors")
     files = [manifest.path]
-    files += [f for c in manifest.cases for f in (*c.images, *((c.label,) if c.label else ()), *c.annotations)]
+    files += [file for case in manifest.cases for file in case.files]
     files += weights
     return {
         "medfocal": __version__,
@@ -380,7 +398,7 @@ def environment(manifest: Manifest, device: torch.device, weights: Sequence[Path
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "num_threads": torch.get_num_threads(),
         "packages": {package: importlib.metadata.version(package) for package in packages},
-        "inputs": {str(file): _sha256(file) for file in files},
+        "inputs": {str(file): file_digest(file) for file in files},
     }
 
 
@@ -395,11 +413,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() if found.returncode == 0 else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -9,6 +9,68 @@ from medfocal.infer.window import Window
 
 
 @dataclass(kw_only=True)
+class SamplingSettings:
+    """Where patches are cut and what is set into them; `conf/sampling/` states each.
+
+    Args:
+        patch_size: Voxels `(I, J, K)`.
+        lesion_fraction: Share of patches that are centred on a lesion.
+        size_power: See `medfocal.data.sampling.LesionBalancedSampler`.
+        hardness: Likewise.
+        transplant_probability: Of a lesion set into a patch, and of another one after each.
+    """
+
+    patch_size: list[int]
+    lesion_fraction: float
+    size_power: float
+    hardness: float
+    transplant_probability: float
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            ValueError: One is out of range.
+        """
+        from medfocal.data.sampling import check_sampling
+        from medfocal.data.transplant import check_transplant_probability
+
+        check_sampling(self.patch_size, self.lesion_fraction, self.size_power, self.hardness)
+        check_transplant_probability(self.transplant_probability)
+
+
+@dataclass(kw_only=True)
+class CacheSettings:
+    """Prepared cases on disk, in the folder `paths.cache`; `conf/cache/default.yaml` states each.
+
+    Args:
+        dtype: Of images: "float16", "float32", or "auto", which is float16 where intensities are scaled.
+        max_gb: Most that the folder may hold, in GB, or None for what the disk has.
+        workers: Processes that prepare cases, or None for as many as pay.
+    """
+
+    dtype: str
+    max_gb: float | None
+    workers: int | None
+
+    def check(self) -> None:
+        """Refuse values that make no sense.
+
+        Raises:
+            ValueError: One is out of range.
+        """
+        choices = ("auto", "float16", "float32")
+        if self.dtype not in choices:
+            message = f"dtype must be one of {', '.join(choices)}, got {self.dtype!r}"
+            raise ValueError(message)
+        for name in ("max_gb", "workers"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                message = f"{name} must be above 0, or null, got {value}"
+                raise ValueError(message)
+
+
+@dataclass(kw_only=True)
 class TrainerSettings:
     """Settings of the training loop; `conf/trainer/default.yaml` states each.
 

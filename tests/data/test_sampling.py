@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from medfocal.annotations.target import Target
 from medfocal.data.manifest import Case
-from medfocal.data.sampling import LesionBalancedSampler, cut_patch
+from medfocal.data.sampling import LesionBalancedSampler, cut_body, cut_patch
+from medfocal.data.stored import training_case
 from medfocal.data.transforms import PreparedCase
 from medfocal.errors import DatasetError
 from medfocal.volume import Volume
@@ -30,7 +32,8 @@ def prepared(*blocks, shape=SHAPE, name="c", body=None):
     affine = np.diag([0.5, 1.0, 3.0, 1.0])
     grid = Volume(np.zeros(shape), affine)
     case = Case(name, name, "training", ())
-    return PreparedCase(case, torch.from_numpy(image), affine, torch.from_numpy(label), grid, label.astype(np.int16))
+    prepared = PreparedCase(case, torch.from_numpy(image), affine, torch.from_numpy(label), grid, None)
+    return training_case(prepared, Target(label, (label,)))
 
 
 ONE_VOXEL = ((3, 4), (4, 5), (5, 6))
@@ -65,7 +68,7 @@ def test_the_centre_of_a_lesion_patch_lies_in_that_lesion_of_that_case():
     source = sampler(cases)
     for index in range(200):
         place = source.draw(3, index)
-        assert cases[place.case].label[place.centre] == 1
+        assert cases[place.case].target.lesions[place.centre] == 1
         case, number = source.lesions[place.lesion]
         assert case == place.case
         inside = [all(a <= c < b for c, (a, b) in zip(place.centre, side, strict=True)) for side in (ONE_VOXEL, LARGE)]
@@ -120,19 +123,20 @@ def test_a_volume_smaller_than_the_patch_lies_in_its_middle_among_zeros():
     case = prepared(((2, 3), (2, 3), (1, 2)), shape=(5, 20, 4))
     place = sampler([case], patch_size=(8, 6, 9)).draw(0, 0)
     assert place.start == (-1, 0, -2)
-    patch = cut_patch(case.image.numpy(), place.start, (8, 6, 9))
+    patch = cut_patch(case.image, place.start, (8, 6, 9))
     assert patch.shape == (1, 8, 6, 9)
-    np.testing.assert_array_equal(patch[:, 1:6, :, 2:6], case.image.numpy()[:, :, :6])
+    np.testing.assert_array_equal(patch[:, 1:6, :, 2:6], case.image[:, :, :6])
     assert np.count_nonzero(patch) == 5 * 6 * 4
 
 
 def test_the_body_of_a_patch_is_that_of_its_place_and_none_outside_the_volume():
     inside = np.zeros((5, 20, 4), bool)
     inside[1:4, 2:19, 1:3] = True
-    source = sampler([prepared(((2, 3), (2, 3), (1, 2)), shape=(5, 20, 4), body=inside)], patch_size=(8, 6, 9))
+    case = prepared(((2, 3), (2, 3), (1, 2)), shape=(5, 20, 4), body=inside)
+    source = sampler([case], patch_size=(8, 6, 9))
     for index in range(20):
         place = source.draw(0, index)
-        body = source.body(place)
+        body = cut_body(case, place.start, (8, 6, 9))
         assert body.shape == (8, 6, 9)
         np.testing.assert_array_equal(body[1:6, :, 2:6], inside[:, place.start[1] : place.start[1] + 6])
         assert not body[[0, 6, 7]].any()

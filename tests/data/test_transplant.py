@@ -11,7 +11,9 @@ import pytest
 import torch
 from scipy import ndimage
 
+from medfocal.annotations.target import Target
 from medfocal.data.manifest import Case
+from medfocal.data.stored import training_case
 from medfocal.data.transforms import PreparedCase
 from medfocal.data.transplant import LesionTransplants
 from medfocal.errors import DatasetError
@@ -32,7 +34,8 @@ def prepared(label, image=None, *, spacing=SPACING, air=True):
     affine = np.diag([*spacing, 1.0])
     grid = Volume(np.zeros(label.shape), affine)
     image = torch.from_numpy(np.asarray(image, np.float32))
-    return PreparedCase(Case("c", "c", "training", ()), image, affine, torch.from_numpy(label), grid, None)
+    found = PreparedCase(Case("c", "c", "training", ()), image, affine, torch.from_numpy(label), grid, None)
+    return training_case(found, Target(label, (label,)))
 
 
 def blocks(*sides, shape=SHAPE, value=1):
@@ -393,13 +396,13 @@ def test_the_same_seed_epoch_and_index_give_the_same_patch_in_any_order():
 
 def test_the_cases_stay_as_they_are():
     case = prepared(chiral(), np.random.default_rng(0).normal(5, 1, (2, *SHAPE)))
-    image, label = case.image.clone(), case.label.clone()
+    image, label = case.image.copy(), case.target.lesions.copy()
     source = transplants(case)
     donor = source.donors[0].residual.copy()
     for index in range(20):
         apply(source, *a_patch(channels=2), index=index)
-    assert torch.equal(case.image, image)
-    assert torch.equal(case.label, label)
+    np.testing.assert_array_equal(case.image, image)
+    np.testing.assert_array_equal(case.target.lesions, label)
     np.testing.assert_array_equal(source.donors[0].residual, donor)
 
 
