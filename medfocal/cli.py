@@ -25,6 +25,7 @@ usage: medfocal VERB key=value ...
 
   phantom    make brain-like volumes with small lesions to try things on
   check      read every case of a dataset as training would and name what is wrong
+  plan       measure a dataset and propose, with reasons, how to train on it
   train      train a 3D U-Net, keep the epoch that finds most lesions, evaluate it
   predict    write masks and tables of candidates for new images
   evaluate   lesion sensitivity and false positives of anybody's masks
@@ -85,17 +86,54 @@ def _run(verb: str, words: Sequence[str]) -> None:
     if strange:
         message = f"there is no option {strange[0]}; settings are given as key=value, and -m runs each of a=1,2"
         raise ConfigError(message)
+    plan, words = _with_plan(words) if verb == "train" else (None, words)
     if any(word in OPTIONS for word in words):
-        _hand_to_hydra(verb, words)
+        _hand_to_hydra(verb, words, plan)
         return
     hydra_words = [word for word in words if _is_hydras(word) and not word.startswith("hydra.searchpath=")]
     if hydra_words:
         message = f"{hydra_words[0]}: a setting of Hydra's own has no effect without -m"
         raise ConfigError(message)
-    FUNCTIONS[verb](check(compose(verb, words)))
+    FUNCTIONS[verb](_with_no_other_plan(check(compose(verb, words)), plan))
 
 
-def _hand_to_hydra(verb: str, words: Sequence[str]) -> None:
+def _with_plan(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The plan that is named, and the words with its settings before them, so that what the user says wins."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from medfocal.config import compose, conf_directory, plan_overrides
+
+    if not any(re.match(r"[+~]*plan\b", word) for word in words):
+        return None, words
+    overrides = OverridesParser.create().parse_overrides([w for w in words if "=" in w or w.startswith("~")])
+    named = [override for override in overrides if override.key_or_group == "plan"]
+    if any(override.is_sweep_override() for override in named):
+        message = "plan: one file for all of a sweep; run each plan for itself"
+        raise ConfigError(message)
+    plan = named[-1].value() if named else None
+    if plan is None:
+        return None, words
+    conf = compose("train", [word for word in map(_first_of_sweep, overrides) if word])
+    chosen = {
+        override.package or override.key_or_group: str(override.input_line)
+        for override in overrides
+        if (conf_directory() / override.key_or_group).is_dir() and override.key_or_group != "experiment"
+    }
+    before, notes = plan_overrides(Path(str(plan)), conf, chosen)
+    for note in notes:
+        print(note, file=sys.stderr)
+    return str(plan), [*before, *words]
+
+
+def _with_no_other_plan(values: dict[str, Any], plan: str | None) -> dict[str, Any]:
+    """The configuration, once it is seen that no file names a plan, which would have no effect there."""
+    if values.get("plan") != plan:
+        message = f"plan '{values['plan']}' stands in an experiment; give it as plan=… on the command line"
+        raise ConfigError(message)
+    return values
+
+
+def _hand_to_hydra(verb: str, words: Sequence[str], plan: str | None) -> None:
     """A sweep, or a look at the configuration: Hydra does it, once its own settings are seen to call nothing else."""
     import hydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -113,7 +151,7 @@ def _hand_to_hydra(verb: str, words: Sequence[str]) -> None:
     register()
 
     def task(conf: Any) -> float | None:
-        return FUNCTIONS[verb](check(conf))
+        return FUNCTIONS[verb](_with_no_other_plan(check(conf), plan))
 
     # Without this Hydra prints errors itself and exits with 1, whatever happened.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -137,33 +175,35 @@ def _is_hydras(word: str) -> bool:
 
 def _train(conf: dict[str, Any]) -> float | None:
     from medfocal import config
-    from medfocal.data.manifest import read_manifest
+    from medfocal.data.dataset import DataSettings
     from medfocal.files import make_folder
     from medfocal.infer.window import choose_device
     from medfocal.progress import say
     from medfocal.report.runs import report_run
     from medfocal.train import run
-    from medfocal.train.settings import TrainerSettings
+    from medfocal.train.settings import CacheSettings, SamplingSettings, TrainerSettings
 
     device = choose_device(conf["device"])
-    manifest = read_manifest(Path(conf["data"]["dataset"]), root=_path(conf["data"]["root"]))
-    runs = make_folder(Path(conf["paths"]["runs"]) / conf["experiment"])
+    runs = Path(conf["paths"]["runs"]) / conf["experiment"]
     folder = runs / (conf["run"]["id"] or run.new_run_id(conf["seed"]))
     run.check_same_configuration(folder, conf)
+    manifest = DataSettings(**conf["data"]).open(own_split=folder / "split.json")
+    make_folder(runs)
     settings = TrainerSettings(**conf["trainer"])
     if run.is_finished(folder, manifest, settings.max_epochs):
         say(f"the run '{folder}' is finished; raise trainer.max_epochs to go on, or take another run.id")
         return None
+    augmentation: Any = config.build("augment", conf["augment"])
     result = run.run_training(
         folder,
         configuration=conf,
         name=conf["experiment"],
         manifest=manifest,
         preprocessing=config.construct("transforms", conf["transforms"]),
-        augmentation=config.construct("transforms.augment", conf["transforms"]["augment"]),
-        patch_size=conf["sampling"]["patch_size"],
-        lesion_fraction=conf["sampling"]["lesion_fraction"],
-        transplant_probability=conf["sampling"]["transplant_probability"],
+        augmentation=augmentation,
+        sampling=SamplingSettings(**conf["sampling"]),
+        cache=CacheSettings(**conf["cache"]),
+        cache_folder=Path(conf["paths"]["cache"]),
         annotations=config.construct("annotations", conf["annotations"]),
         smoothing=config.build("smoothing", conf["smoothing"]),
         loss=config.build("loss", conf["loss"]),
@@ -203,7 +243,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
     from dataclasses import replace
 
     from medfocal import config
-    from medfocal.data.manifest import read_manifest
+    from medfocal.data.formats import read_dataset
     from medfocal.errors import InputError
     from medfocal.evaluate import compare_readers, evaluate_measured, measure_pairs, write_evaluation
     from medfocal.evaluate.measure import WHOLE
@@ -232,7 +272,7 @@ def _evaluate(conf: dict[str, Any]) -> None:
         fused=output / "fused_reference" if is_fused else None,
     )
     if manifest is None and isinstance(conf["readers"], str):  # a dataset file knows the patients too
-        patients = {case.name: case.patient for case in read_manifest(Path(conf["readers"])).cases}
+        patients = {case.name: case.patient for case in read_dataset(conf["readers"], need_images=False).cases}
         pairs = [replace(pair, patient=patients.get(pair.case, pair.patient)) for pair in pairs]
     readers = None if conf["readers"] is None else _find_readers(conf["readers"], [pair.case for pair in pairs])
     images = _path(conf["images"])
@@ -275,12 +315,12 @@ def _evaluate(conf: dict[str, Any]) -> None:
 
 def _find_readers(given: list[str] | str, cases: Sequence[str]) -> list[Reader]:
     """The readers of `evaluate`: a list of places, or the annotations of a dataset file."""
-    from medfocal.data.manifest import read_manifest
+    from medfocal.data.formats import read_dataset
     from medfocal.evaluate.readers import find_readers, readers_of_annotations
 
     if isinstance(given, list):
         return find_readers(given, cases)
-    annotations = {case.name: case.annotations for case in read_manifest(Path(given)).cases}
+    annotations = {case.name: case.annotations for case in read_dataset(given, need_images=False).cases}
     return readers_of_annotations(annotations, cases, given)
 
 
@@ -379,9 +419,49 @@ def _phantom(conf: dict[str, Any]) -> None:
 
 
 def _check(conf: dict[str, Any]) -> None:
-    from medfocal.data.check import check_dataset
+    from medfocal import config
+    from medfocal.data.check import check_dataset, print_dataset_report, write_dataset_report
+    from medfocal.data.dataset import DataSettings
+    from medfocal.progress import say
 
-    check_dataset(Path(conf["data"]["dataset"]), root=_path(conf["data"]["root"]), output=_path(conf["output"]))
+    output, workers = _path(conf["output"]), conf["workers"]
+    if conf["fix"] and output is None:
+        message = "fix=true writes a repaired copy; give output=FOLDER for it"
+        raise ConfigError(message)
+    manifest = DataSettings(**conf["data"]).open(need_images=False)
+    report = check_dataset(manifest, limits=config.construct("limits", conf["limits"]), workers=workers)
+    print_dataset_report(report)
+    if output is not None:
+        from medfocal.report.dataset_page import write_dataset_page
+
+        say(f"the report is '{write_dataset_report(report, output / 'dataset_report.json')}'")
+        page = output / "dataset_report.html"
+        say(f"the page is '{write_dataset_page(page, report, max_pictures=conf['max_pictures'], workers=workers)}'")
+    if not (conf["fix"] and output is not None):
+        report.raise_for_errors()
+        return
+    from medfocal.data.check.repair import print_repairs, repair_dataset
+
+    repairs = repair_dataset(report, output, workers=workers)
+    print_repairs(repairs)
+    report.raise_for_errors(repairs.repaired)
+
+
+def _plan(conf: dict[str, Any]) -> None:
+    from medfocal.data.dataset import DataSettings
+    from medfocal.data.patch import Budget
+    from medfocal.train.planned import device_to_plan_for, plan_dataset
+
+    device = device_to_plan_for(conf["device"], conf["memory_gb"])
+    plan_dataset(
+        DataSettings(**conf["data"]).open(need_images=False),
+        Path(conf["output"]),
+        device=device,
+        memory_gb=conf["memory_gb"],
+        budget=Budget(conf["budget"]),
+        workers=conf["workers"],
+        data=conf["data"],
+    )
 
 
 def _info(conf: dict[str, Any]) -> None:
@@ -405,6 +485,7 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "suspect": _suspect,
     "phantom": _phantom,
     "check": _check,
+    "plan": _plan,
     "info": _info,
 }
 

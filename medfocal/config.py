@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medfocal.data.dataset import DataSettings
 from medfocal.errors import ConfigError
-from medfocal.train.settings import TrainerSettings
+from medfocal.train.settings import CacheSettings, SamplingSettings, TrainerSettings
 
 if TYPE_CHECKING:
     from medfocal.evaluate import Protocol  # importing it imports numpy, which `--help` does without
 
-VERBS = ("phantom", "check", "train", "predict", "evaluate", "compare", "suspect", "info")
+VERBS = ("phantom", "check", "plan", "train", "predict", "evaluate", "compare", "suspect", "info")
 
 #: Groups with a `_target_`: the module whose public classes are allowed, and classes of other packages.
 TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
@@ -37,6 +38,7 @@ TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "schedule": ("medfocal.train.schedule", ()),
     "corruption": ("medfocal.annotations.corrupt", ()),
     "smoothing": ("medfocal.annotations.smoothing", ()),
+    "augment": ("medfocal.data.augment", ("medfocal.data.monai_augment.MonaiAugmentation",)),
 }
 
 #: Arguments that the program supplies, so that no configuration states them.
@@ -49,11 +51,11 @@ SUPPLIED: Mapping[str, frozenset[str]] = {
 #: Groups whose keys are a constructor's arguments, without a `_target_`.
 CONSTRUCTED: Mapping[str, str] = {
     "transforms": "medfocal.data.transforms.Preprocessing",
-    "transforms.augment": "medfocal.data.transforms.Augmentation",
     "annotations": "medfocal.annotations.target.AnnotationSettings",
     "evaluate": "medfocal.evaluate.Protocol",
     "protocol": "medfocal.evaluate.Protocol",
     "rules": "medfocal.annotations.suspect.SuspectRules",
+    "limits": "medfocal.data.check.CheckLimits",
 }
 
 #: Ranges of single values, ends included.
@@ -64,6 +66,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "viewer_limit_mb": (0, math.inf),
     "workers": (1, math.inf),
     "num_permutations": (1, math.inf),
+    "memory_gb": (0, math.inf),
 }
 
 #: Words of Hydra's `instantiate`; only the first is used, and only by the groups in `TARGETS`.
@@ -79,6 +82,7 @@ class PathsConfig:
     """Where results go."""
 
     runs: str = MISSING
+    cache: str = MISSING
 
 
 @dataclass
@@ -86,23 +90,6 @@ class RunConfig:
     """Which run folder."""
 
     id: str | None = None
-
-
-@dataclass
-class DataConfig:
-    """Where the dataset is."""
-
-    dataset: str = MISSING
-    root: str | None = None
-
-
-@dataclass
-class SamplingConfig:
-    """Arguments of `medfocal.data.sampling.LesionBalancedSampler` and `medfocal.data.transplant.LesionTransplants`."""
-
-    patch_size: list[int] = MISSING
-    lesion_fraction: float = MISSING
-    transplant_probability: float = MISSING
 
 
 @dataclass
@@ -118,13 +105,16 @@ class TrainConfig(CommonConfig):
     """medfocal train."""
 
     experiment: str = MISSING
+    plan: str | None = None
     seed: int = MISSING
     device: str = MISSING
     run: RunConfig = field(default_factory=RunConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    data: DataSettings = MISSING
+    sampling: SamplingSettings = MISSING
+    cache: CacheSettings = MISSING
     trainer: TrainerSettings = MISSING
     transforms: dict[str, Any] = MISSING
+    augment: dict[str, Any] = MISSING
     annotations: dict[str, Any] = MISSING
     smoothing: dict[str, Any] = MISSING
     loss: dict[str, Any] = MISSING
@@ -220,8 +210,24 @@ class PhantomConfig(CommonConfig):
 class CheckConfig(CommonConfig):
     """medfocal check."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataSettings = MISSING
     output: str | None = None
+    fix: bool = MISSING
+    workers: int = MISSING
+    max_pictures: int = MISSING
+    limits: dict[str, Any] = MISSING
+
+
+@dataclass
+class PlanConfig(CommonConfig):
+    """medfocal plan."""
+
+    data: DataSettings = MISSING
+    output: str = MISSING
+    device: str = MISSING
+    memory_gb: float | None = None
+    budget: str = MISSING
+    workers: int = MISSING
 
 
 @dataclass
@@ -241,6 +247,7 @@ SCHEMAS: Mapping[str, type] = {
     "suspect": SuspectConfig,
     "phantom": PhantomConfig,
     "check": CheckConfig,
+    "plan": PlanConfig,
     "info": InfoConfig,
 }
 
@@ -303,6 +310,9 @@ def _compose(name: str, overrides: Sequence[str], *, with_hydra: bool = False) -
 def _describe(verb: str, overrides: Sequence[str], error: Exception) -> str:
     """Say what Hydra or OmegaConf refused, with the nearest name for a key that does not exist."""
     text = str(error).split("\nConfig search path:")[0].strip()
+    place = next((word.removeprefix("data=") for word in overrides if word.startswith("data=")), None)
+    if place is not None and "Could not find 'data/" in text:
+        return f"data={place}: there is no file of that name in conf/data (did you mean data.dataset={place}?)"
     unknown = re.match(r"Could not override '([^']+)'", text)
     if unknown is None:
         if isinstance(error, ValueError):
@@ -360,11 +370,62 @@ def check(conf: DictConfig) -> dict[str, Any]:
         "primary_rate": _check_primary_rate,
         "protocol": _check_protocol,
         "figure": _check_figure,
+        "budget": _check_budget,
+        "data": _check_data,
     }
     for key, check_part in of_verbs.items():
         if key in plain:
             check_part(plain)
     return plain
+
+
+def plan_overrides(path: Path, conf: DictConfig, chosen: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """Turn a plan into overrides of `medfocal train`, to stand before those that the user gave.
+
+    Args:
+        path: Written by `medfocal plan`.
+        conf: Composed from the user's words alone, to tell which settings there are.
+        chosen: Group to the word that chose a file for it, such as `{"loss": "loss=dice"}`; what the plan says of
+            these groups would not fit.
+
+    Returns:
+        The overrides, and a line for the user about each group that was left out.
+
+    Raises:
+        ConfigError: The plan cannot be read, or sets what there is not.
+    """
+    from medfocal.data.plan_file import read_plan
+
+    values = OmegaConf.to_container(conf)
+    known = list(_paths(values))
+    leaves = {key for key, value in _items(values) if not isinstance(value, Mapping) or not value}
+    settings = read_plan(path, leaves)
+    left_out = [group for group in chosen if any(key.startswith(f"{group}.") for key in settings)]
+    overrides = []
+    for key, value in settings.items():
+        if key.split(".")[0] in left_out:
+            continue
+        if key not in known or key.split(".")[0] == "hydra" or _last(key) in HYDRA_WORDS:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            message = f"plan '{path}': there is no setting '{key}'{hint}"
+            raise ConfigError(message)
+        overrides.append(f"{key}={_written(value)}")
+    return overrides, [f"{chosen[group]} takes the place of what plan '{path}' says of {group}" for group in left_out]
+
+
+def _written(value: Any) -> str:
+    """A plain value in the grammar of Hydra's overrides."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        keys = (re.sub(r"([\\()\[\]{}:=, \t])", r"\\\1", str(key)) for key in value)
+        return f"{{{','.join(f'{key}:{_written(item)}' for key, item in zip(keys, value.values(), strict=True))}}}"
+    if not isinstance(value, str):
+        return "null" if value is None else str(value).lower()
+    # A backslash is one unless it stands before a quote or at the end.
+    escaped = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    return f"'{escaped}'"
 
 
 def check_hydra(conf: DictConfig) -> None:
@@ -422,21 +483,19 @@ def _check_training(values: Mapping[str, Any]) -> None:
     """Make everything that training will make, on stand-ins, and pass a patch of the right size through it."""
     import torch
 
-    from medfocal.data.sampling import check_sampling
-    from medfocal.data.transplant import check_transplant_probability
-
     run_id = values["run"]["id"]
     if run_id is not None and (not run_id.isprintable() or run_id[:1] in {"", "."} or run_id != Path(run_id).name):
         message = f"run.id becomes the name of a folder, so {run_id!r} cannot be one"
         raise ConfigError(message)
     _reworded("trainer", TrainerSettings(**values["trainer"]).check)
-    sampling = dict(values["sampling"])
-    probability = sampling.pop("transplant_probability")
-    _reworded("sampling", functools.partial(check_transplant_probability, probability))
-    _reworded("sampling", functools.partial(check_sampling, **sampling))
+    sampling = SamplingSettings(**values["sampling"])
+    _reworded("sampling", sampling.check)
+    _reworded("cache", CacheSettings(**values["cache"]).check)
     for group in ("loss", "schedule", "smoothing"):
         build(group, values[group])
     _check_smoothings(values)
+    augmentation: Any = build("augment", values["augment"])
+    augmentation.check(sampling.patch_size, {})
     make = build("optimizer", values["optimizer"])
     _reworded("optimizer", lambda: make([torch.nn.Parameter(torch.zeros(1))]))
     with torch.device("meta"):  # shapes without memory
@@ -473,10 +532,10 @@ def _check_corruption(values: Mapping[str, Any]) -> None:
 def _check_readers(values: Mapping[str, Any]) -> None:
     """Refuse what names neither readers nor a dataset file that lists them."""
     given = values["readers"]
-    if given is None or (isinstance(given, str) and given.endswith(".json")):
+    if given is None or (isinstance(given, str) and given.endswith((".json", ".csv"))):
         return
     if not isinstance(given, list) or not all(isinstance(place, str) and place for place in given):
-        message = f"readers must be a list such as [DIR1,DIR2], or a dataset file that ends in .json, got {given!r}"
+        message = f"readers must be a list such as [DIR1,DIR2], or a dataset file (.json or .csv), got {given!r}"
         raise ConfigError(message)
 
 
@@ -516,6 +575,19 @@ def reading_of(values: Mapping[str, Any]) -> Any:
     reading = _load("medfocal.evaluate.measure.Reading")
     names = ("classes", "ignore_value", "instances", "expect", "resample", "surface")
     return _reworded("evaluate", lambda: reading(**{name: values[name] for name in names if name in values}))
+
+
+def _check_data(values: Mapping[str, Any]) -> None:
+    _reworded("data", DataSettings(**values["data"]).check)
+
+
+def _check_budget(values: Mapping[str, Any]) -> None:
+    from medfocal.data.patch import Budget
+
+    _reworded("budget", functools.partial(Budget, values["budget"]))
+    if not values["output"].strip():
+        message = "output must name a folder, got ''"
+        raise ConfigError(message)
 
 
 def _check_figure(values: Mapping[str, Any]) -> None:
@@ -716,11 +788,16 @@ def _refuse_stray_targets(values: Mapping[str, Any]) -> None:
             raise ConfigError(message)
 
 
-def _paths(value: Any, prefix: str = "") -> Iterator[str]:
+def _paths(value: Any) -> Iterator[str]:
+    return (path for path, _ in _items(value))
+
+
+def _items(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The path of everything within, and what stands there."""
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
-        yield f"{prefix}{key}"
-        yield from _paths(item, f"{prefix}{key}.")
+        yield f"{prefix}{key}", item
+        yield from _items(item, f"{prefix}{key}.")
 
 
 def _last(path: str) -> str:

@@ -19,7 +19,7 @@ import os
 import secrets
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medfocal.errors import ResourceError
+from medfocal.errors import ConfigError, InputError, ResourceError
 from medfocal.files import make_folder, plain
 
-#: Changed when what entries hold changes its meaning.
+#: Raised with every change of what entries hold or how it is made, or old ones would be taken for new.
 FORMAT = 1
 ENTRY = "entry.json"
 #: An `.npy` header of version 1 takes 128 bytes, or a multiple of 64 more.
 SMALLEST_MAPPED = 1024
+#: Ending of compressed arrays, and sides of what is compressed together: chunks of blocks.
+PACKED = ".b2nd"
+CHUNK_SIDE, BLOCK_SIDE = 64, 32
 #: Arrays of these types are stored; nothing that could run code is ever read.
 KINDS = "biuf"
 
@@ -54,15 +57,23 @@ class Entry:
     def array(self, name: str) -> NDArray[Any]:
         """Map an array into memory, read-only; pages are read when used and shared by all processes.
 
+        Returns:
+            The array; or, of one that is stored compressed, what gives arrays when sliced.
+
         Raises:
             ResourceError: It cannot be mapped.
         """
         path = self.folder / f"{name}.npy"
+        packed = path.with_suffix(PACKED)
+        if packed.is_file():
+            unpacking: NDArray[Any] = _unpacking(packed)
+            return unpacking
         try:
             if path.stat().st_size <= SMALLEST_MAPPED:  # nothing but a header cannot be mapped
-                return np.asarray(np.load(path, allow_pickle=False))
-            mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            return mapped.view(np.ndarray)  # type: ignore[no-any-return]  # every slice of a memmap would be one, and take a way around
+                with path.open("rb") as file:
+                    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+            mapped = np.lib.format.open_memmap(path, mode="r")  # `numpy.load` would open archives too
+            return mapped.view(np.ndarray)  # every slice of a memmap would be one, and take a way around
         except (OSError, ValueError) as error:
             message = f"the cached array '{path}' cannot be read: {error}. Start again, so that it is made anew."
             raise ResourceError(message) from error
@@ -74,14 +85,20 @@ class Cache:
     Args:
         folder: Made if missing.
         max_gb: Most that the folder may hold, in 1e9 bytes, or None for what the disk has.
+        compress: Whether volumes that are written are compressed, by blosc2: a quarter of the disk or less, and patches
+            are cut several times as slowly. What is there already is used as it is.
 
     Raises:
+        ConfigError: The package blosc2 is missing.
         ResourceError: The folder cannot be made or written.
     """
 
-    def __init__(self, folder: Path, *, max_gb: float | None = None) -> None:
+    def __init__(self, folder: Path, *, max_gb: float | None = None, compress: bool = False) -> None:
+        if compress:
+            _blosc2()
         self.folder = make_folder(Path(folder)).absolute()
         self.max_gb = max_gb
+        self.compress = compress
 
     def find(self, kind: str, key: str, *, verify: bool = True) -> Entry | None:
         """The entry of a key if it is complete.
@@ -109,11 +126,11 @@ class Cache:
         if found is not None:
             return found
         folder = self.folder / f"{kind}-{key}"
-        with self._lock(folder.name):
+        with self._lock(folder.name) as alone:
             found = _opened(folder)  # another process may have made it meanwhile
             if found is not None:
                 return found
-            with self._writing(folder) as writer:
+            with self._writing(folder, alone=alone) as writer:
                 writer.finish(make(writer))
         found = _opened(folder)
         if found is None:
@@ -147,31 +164,35 @@ class Cache:
             raise ResourceError(message)
 
     @contextlib.contextmanager
-    def _lock(self, name: str) -> Iterator[None]:
-        """Hold others off an entry. Where a disk knows no locks, work may be done twice, and nothing else happens."""
+    def _lock(self, name: str) -> Iterator[bool]:
+        """Hold others off an entry, and say whether that worked.
+
+        Where a disk knows no locks, work may be done twice, and nothing else happens.
+        """
         path = self.folder / f".{name}.lock"
         with self._told(path):
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
+            alone = False
             with contextlib.suppress(OSError):
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+                alone = True
+            yield alone
         finally:
             os.close(handle)  # the file stays: one that is removed can be locked by two
 
     @contextlib.contextmanager
-    def _writing(self, folder: Path) -> Iterator[Writer]:
-        for left in self.folder.glob(f".{folder.name}.*.part"):  # of a killed process: we hold the lock
-            shutil.rmtree(left, ignore_errors=True)
+    def _writing(self, folder: Path, *, alone: bool) -> Iterator[Writer]:
+        if alone:  # what lies there is of a killed process; else it may be another's who is at work
+            for left in self.folder.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
         part = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.part")
         try:
             with self._told(part):
                 part.mkdir()
-                yield Writer(part)
+                yield Writer(part, compress=self.compress)
                 _sync(part)
-                if folder.exists():  # broken, or we would not be here
-                    shutil.rmtree(folder)
-                part.rename(folder)
+                _put(part, folder)
                 _sync(self.folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
@@ -181,7 +202,8 @@ class Cache:
         try:
             yield
         except OSError as error:
-            ours = error.filename is None or self.folder in Path(os.fsdecode(error.filename)).parents
+            path_of_error = None if error.filename is None else Path(os.fsdecode(error.filename))
+            ours = path_of_error is None or self.folder in (path_of_error, *path_of_error.parents)
             if not ours:
                 raise
             message = (
@@ -194,31 +216,37 @@ class Cache:
 class Writer:
     """Takes the arrays of an entry in the making."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, compress: bool) -> None:
         self._folder = folder
+        self._compress = compress
         self._files: dict[str, dict[str, int]] = {}
 
     def add(self, name: str, array: NDArray[Any]) -> None:
-        """Write an array of booleans or numbers as `<name>.npy`, in C order."""
+        """Write an array of booleans or numbers as `<name>.npy`, or compressed, in C order."""
         assert array.dtype.kind in KINDS, "numbers only"
         array = np.ascontiguousarray(array)
-        path = self._folder / f"{name}.npy"
-        with path.open("wb", buffering=0) as file:
-            header = _header(array)
-            content = array.reshape(-1).view(np.uint8).data
-            for piece in (memoryview(header), content):
-                left = piece
+        if self._compress and array.ndim >= 3 and array.size:
+            self._write(f"{name}{PACKED}", [_packed(array)])
+        else:
+            self._write(f"{name}.npy", [_header(array), array.reshape(-1).view(np.uint8).data])
+
+    def _write(self, name: str, pieces: Sequence[bytes | memoryview]) -> None:
+        checksum = 0
+        with (self._folder / name).open("wb", buffering=0) as file:
+            for piece in pieces:
+                left = memoryview(piece)
+                checksum = zlib.crc32(left, checksum)
                 while left:  # an unbuffered write may take a part, and says why when the disk is full
                     left = left[file.write(left) :]
             os.fsync(file.fileno())
-        checksum = zlib.crc32(content, zlib.crc32(header))
-        self._files[path.name] = {"bytes": len(header) + len(content), "crc32": checksum}
+        self._files[name] = {"bytes": sum(map(len, pieces)), "crc32": checksum}
 
     def finish(self, record: Mapping[str, Any]) -> None:
-        """Write `entry.json`, which makes the entry complete."""
-        content = {"format": FORMAT, "files": self._files, "record": record}
+        """Write `entry.json`, which makes the entry complete and vouches for itself as for the arrays."""
+        stated = json.loads(json.dumps({"files": self._files, "record": record}, default=plain))
+        content = {"format": FORMAT, "crc32": _checksum(stated), **stated}
         with (self._folder / ENTRY).open("w", encoding="utf-8") as file:
-            json.dump(content, file, default=plain)  # with NaN, which only we read
+            json.dump(content, file)  # with NaN, which only we read
             file.flush()
             os.fsync(file.fileno())
 
@@ -230,9 +258,17 @@ def digest(**made_from: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content; once a process and version of the file."""
-    stat = path.stat()
-    return _file_digest(path, stat.st_size, stat.st_mtime_ns)
+    """SHA-256 of a file's content; once a process and version of the file.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        stat = path.stat()
+        return _file_digest(path, stat.st_size, stat.st_mtime_ns)
+    except OSError as error:
+        message = f"the file '{path}' cannot be read: {error.strerror or error}"
+        raise InputError(message) from error
 
 
 @functools.lru_cache(maxsize=65536)
@@ -245,14 +281,34 @@ def _opened(folder: Path, *, verify: bool = True) -> Entry | None:
     """An entry whose files are as they were written, or None."""
     try:
         content = json.loads((folder / ENTRY).read_text(encoding="utf-8"))
-        files = content["files"]
-        if content["format"] != FORMAT or not all(
-            _is_sound(folder / Path(name).name, stated, verify=verify) for name, stated in files.items()
-        ):
+        if content["format"] != FORMAT or content["crc32"] != _checksum(content):
+            return None
+        files = content["files"].items()
+        if not all(_is_sound(folder / Path(name).name, stated, verify=verify) for name, stated in files):
             return None
         return Entry(folder, content["record"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
+
+
+def _checksum(content: Mapping[str, Any]) -> int:
+    """Of what an `entry.json` states; JSON reads back as it was written, to the last digit."""
+    return zlib.crc32(json.dumps([content["files"], content["record"]]).encode())
+
+
+def _put(part: Path, folder: Path) -> None:
+    """Give a complete entry its name, in place of a broken one; a sound one is of somebody whom no lock held off."""
+    if _opened(folder) is not None:
+        return
+    if folder.is_dir() and not folder.is_symlink():
+        shutil.rmtree(folder)
+    elif os.path.lexists(folder):
+        folder.unlink()
+    try:
+        part.rename(folder)
+    except OSError:
+        if _opened(folder) is None:
+            raise
 
 
 def _is_sound(path: Path, stated: Mapping[str, int], *, verify: bool) -> bool:
@@ -274,6 +330,40 @@ def _header(array: NDArray[Any]) -> bytes:
     file = io.BytesIO()
     np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
     return file.getvalue()
+
+
+def _blosc2() -> Any:
+    try:
+        import blosc2
+    except ImportError as error:
+        message = "cache.compress=true needs the package blosc2: pip install 'medfocal[blosc2]', or set it to false"
+        raise ConfigError(message) from error
+    return blosc2
+
+
+def _packed(array: NDArray[Any]) -> bytes:
+    """A contiguous frame of blosc2, in blocks that a patch needs few of."""
+    blosc2 = _blosc2()
+    chunks, blocks = (
+        (*(1,) * (array.ndim - 3), *(min(side, n) for n in array.shape[-3:])) for side in (CHUNK_SIDE, BLOCK_SIDE)
+    )
+    settings = {"codec": blosc2.Codec.ZSTD, "clevel": 1}
+    frame: bytes = blosc2.asarray(array, chunks=chunks, blocks=blocks, cparams=settings).to_cframe()
+    return frame
+
+
+def _unpacking(path: Path) -> Any:
+    """Open a compressed array and nothing else: a frame could hold expressions, which `safe` does not evaluate."""
+    blosc2 = _blosc2()
+    try:
+        found = blosc2.open(str(path), mode="r", mmap_mode="r", deserialize="safe")
+    except (RuntimeError, ValueError, OSError) as error:
+        message = f"the cached array '{path}' cannot be read: {error}. Start again, so that it is made anew."
+        raise ResourceError(message) from error
+    if type(found) is not blosc2.NDArray or found.dtype.kind not in KINDS:
+        message = f"the cached array '{path}' is not one that medfocal wrote. Delete the folder it lies in."
+        raise ResourceError(message)
+    return found
 
 
 def _bytes_in(folder: Path) -> int:

@@ -1,27 +1,27 @@
-"""Which files belong to which case, patient and split.
+"""Which files belong to which case, patient and split, and what makes such a set unsound.
 
-Read from a `dataset.json` in the form of the Medical Segmentation Decathlon (Antonelli et al. 2022), with three
-additions: `case` and `patient` names, several `annotations` of one case, and a `validation` list.
+`medfocal.data.formats.read_dataset` makes a manifest of a dataset of any known format.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from medfocal.errors import DatasetError, InputError
-from medfocal.volume import volume_name
+from medfocal.errors import DatasetError
 
 SPLITS = ("training", "validation", "test")
 MOST_CLASSES = 256
-#: What is read of a case; other keys are left alone unless they look like one of these.
-ENTRY_KEYS = ("case", "patient", "image", "label", "annotations")
+
+# How many names, and how many faults, a message shows before it only counts the others.
+NUM_NAMED = 10
+NUM_FAULTS = 30
+
+# From so many files of a folder on, listing it once is quicker than asking for each.
+NUM_WORTH_LISTING = 8
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Case:
         name: Unique in the dataset; output files carry it.
         patient: The unit of splits and of bootstrap; the case's own name if the manifest names none.
         split: "training", "validation" or "test".
-        images: One file a channel, in the order of the manifest's channels.
+        images: One file a channel, in the order of the manifest's channels; none where only masks are at hand.
         label: Reference label map, or None where there is none (a case to predict, or one that has annotations only).
         annotations: Single readers' label maps, in an order that tells the readers apart.
         resample_channels: Whether images may lie on grids of their own; they are brought onto the first's, linearly.
@@ -97,6 +97,8 @@ class Manifest:
         channels: Names of the channels, such as `("FLAIR", "T1")`.
         scheme: What label values mean.
         cases: All cases, in the order of the file.
+        understood_as: One line that says how its place was read, such as "folders: 34 cases, channel FLAIR, …".
+        split_from: Where the splits come from, such as "fold 0 of 5, seed 0".
     """
 
     path: Path
@@ -104,6 +106,8 @@ class Manifest:
     channels: tuple[str, ...]
     scheme: LabelScheme
     cases: tuple[Case, ...]
+    understood_as: str = ""
+    split_from: str = "the dataset"
 
     @property
     def labels(self) -> Mapping[int, str]:
@@ -116,170 +120,150 @@ class Manifest:
 
 
 def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
-    """Read a `dataset.json` and see that its splits are sound and its files are there.
+    """`medfocal.data.formats.read_dataset` with its default settings."""
+    from medfocal.data.formats import read_dataset
+
+    return read_dataset(path, root=root)
+
+
+def check_manifest(manifest: Manifest, *, need_images: bool = True, faults: Sequence[str] = ()) -> None:
+    """Refuse a dataset that cannot be what was meant, and name everything that is wrong with it.
+
+    That is: no case, a case named twice or not like a file, a patient in two splits, a file that is the image of two
+    cases or both image and label, a case to learn from that nobody annotated, and files that do not exist.
 
     Args:
-        path: The JSON file.
-        root: Folder that the file's paths are relative to; by default the one that holds `path`.
-
-    Returns:
-        The manifest, with absolute paths.
+        manifest: The dataset.
+        need_images: Whether a case without an image is refused too.
+        faults: Of entries that could not become cases; they are told together with these.
 
     Raises:
-        InputError: The file is missing or is not such a JSON.
-        DatasetError: No case, a case twice, a patient in two splits, a wrong number of channels, label
-            values that are not 0, 1, 2, …, or files that do not exist (all are named).
+        DatasetError: One or more of these, with the names.
     """
-    path = Path(path)
-    content = _read_json(path)
-    folder = Path(root) if root is not None else path.parent
-    channels = _names(path, content, ("channel_names", "modality"))
-    labels = {int(value): name for value, name in _names(path, content, ("labels",)).items()}
-    if len(labels) > MOST_CLASSES:
-        message = f"'{path}': {len(labels)} label values; classes are stored in a byte, so at most {MOST_CLASSES}"
-        raise DatasetError(message)
-    if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
-        message = f"'{path}': label values must be 0 (background), 1, 2, … without gaps, got {sorted(labels)}"
-        raise DatasetError(message)
-    channel_names = tuple(channels[key] for key in sorted(channels, key=int))
-    cases = [
-        _read_case(path, folder, split, number, entry, len(channel_names))
-        for split in SPLITS
-        for number, entry in enumerate(_entries(path, content, split), start=1)
-    ]
-    manifest = Manifest(
-        path, str(content.get("name", path.parent.name)), channel_names, LabelScheme(labels), tuple(cases)
-    )
-    check_manifest(manifest)
-    return manifest
+    found = list(faults)
+    if not manifest.cases and not found:
+        found.append("lists no case: 'training', 'validation' and 'test' are empty or missing")
+    found += _faults_of_names(manifest.cases)
+    found += find_split_faults(manifest.cases)
+    found += _faults_of_files(manifest.cases, need_images=need_images)
+    refuse(manifest.path, found)
 
 
-def check_manifest(manifest: Manifest) -> None:
-    """Refuse an empty dataset, a case named twice, a patient in two splits, and files that do not exist.
+def refuse(path: Path, faults: Sequence[str]) -> None:
+    """Tell what is wrong with a file, all of it, if anything is.
 
     Raises:
-        DatasetError: One of these, with the names.
+        DatasetError: There is a fault.
     """
-    where = f"'{manifest.path}'"
-    if not manifest.cases:
-        message = f"{where} lists no case: 'training', 'validation' and 'test' are empty or missing"
+    if not faults:
+        return
+    if len(faults) == 1:
+        message = f"'{path}': {faults[0]}"
         raise DatasetError(message)
-    twice = [name for name, count in Counter(case.name for case in manifest.cases).items() if count > 1]
-    if twice:
-        message = f"{where} lists {_listed(twice)} more than once. Each case needs a name of its own in 'case'."
-        raise DatasetError(message)
-    homes: dict[str, dict[str, None]] = {}
-    for case in manifest.cases:
-        homes.setdefault(case.patient, {})[case.split] = None
-    torn = {patient: list(splits) for patient, splits in homes.items() if len(splits) > 1}
-    if torn:
-        splits = sorted({split for found in torn.values() for split in found}, key=SPLITS.index)
-        message = (
-            f"{len(torn)} {'patient is' if len(torn) == 1 else 'patients are'} in more than one of "
-            f"{', '.join(map(repr, splits))}: {_listed(torn)}. Split by patient, not by case, in {where}."
-        )
-        raise DatasetError(message)
-    missing = [f"case '{case.name}': '{file}'" for case in manifest.cases for file in case.files if not file.is_file()]
-    if missing:
-        more = f"\n    … and {len(missing) - 10} more" if len(missing) > 10 else ""
-        shown = "\n    ".join(missing[:10]) + more
-        message = (
-            f"{len(missing)} {'file' if len(missing) == 1 else 'files'} named in {where} "
-            f"{'does' if len(missing) == 1 else 'do'} not exist:\n    {shown}\n"
-            "    Correct the paths there, or set data.root to the folder that they start from."
-        )
-        raise DatasetError(message)
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        message = f"the dataset file '{path}' {what}. Set data.dataset to a dataset.json."
-        raise InputError(message)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:  # undecodable text is a ValueError too
-        message = f"the dataset file '{path}' is not JSON: {error}"
-        raise InputError(message) from error
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        message = f"the dataset file '{path}' holds a {kind}; an object with 'training' is expected"
-        raise InputError(message)
-    return content
-
-
-def _names(path: Path, content: Mapping[str, Any], keys: Iterable[str]) -> dict[str, str]:
-    keys = tuple(keys)
-    for key in keys:
-        found = content.get(key)
-        if isinstance(found, dict) and found and all(re.fullmatch("0|[1-9][0-9]{0,3}", k) for k in found):
-            return {k: str(v) for k, v in found.items()}
-    message = f"'{path}' has no usable '{keys[0]}': an object such as {{'0': 'name'}} is expected"
+    shown = [fault.replace("\n", "\n    ") for fault in faults[:NUM_FAULTS]]
+    shown += [f"and {len(faults) - NUM_FAULTS} more"] * (len(faults) > NUM_FAULTS)
+    message = f"'{path}' has {len(faults)} faults:\n  - " + "\n  - ".join(shown)
     raise DatasetError(message)
 
 
-def _entries(path: Path, content: Mapping[str, Any], split: str) -> list[Any]:
-    entries = content.get(split, [])
-    if not isinstance(entries, list):
-        message = f"'{path}': '{split}' must be a list of cases, got {type(entries).__name__}"
-        raise DatasetError(message)
-    return entries
-
-
-def _read_case(path: Path, folder: Path, split: str, number: int, entry: Any, num_channels: int) -> Case:
-    where = f"'{path}', entry {number} of '{split}'"
-    if isinstance(entry, str):  # the Decathlon lists test images without labels
-        entry = {"image": entry}
-    if not isinstance(entry, dict) or "image" not in entry:
-        message = f"{where}: an object with 'image' is expected, got {entry!r}"
-        raise DatasetError(message)
-    for key in entry:
-        near = difflib.get_close_matches(str(key), ENTRY_KEYS, n=1, cutoff=0.8)
-        if key not in ENTRY_KEYS and near:
-            message = f"{where}: there is no '{key}' (did you mean '{near[0]}'?)"
-            raise DatasetError(message)
-    images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
-    annotations = entry.get("annotations", [])
-    label = entry.get("label")
-    if not isinstance(annotations, list) or not all(
-        isinstance(p, str) for p in (*images, *annotations, *([label] if label is not None else []))
-    ):
-        message = f"{where}: 'image', 'label' and each of 'annotations' must be paths, got {entry!r}"
-        raise DatasetError(message)
-    if len(set(annotations)) != len(annotations):
-        message = (
-            f"{where}: 'annotations' names a file twice, so a reader would be compared with himself: {annotations}"
+def find_split_faults(cases: Sequence[Case]) -> list[str]:
+    """What is wrong with a division into splits: a patient in two of them, or a case to learn from without marks."""
+    homes: dict[str, dict[str, None]] = {}
+    for case in cases:
+        homes.setdefault(case.patient, {})[case.split] = None
+    torn = {patient: list(splits) for patient, splits in homes.items() if len(splits) > 1}
+    faults = []
+    if torn:
+        splits = sorted({split for found in torn.values() for split in found}, key=SPLITS.index)
+        faults.append(
+            f"{len(torn)} {'patient is' if len(torn) == 1 else 'patients are'} in more than one of "
+            f"{', '.join(map(repr, splits))}: {listed(torn)}. Split by patient, not by case."
         )
-        raise DatasetError(message)
-    if len(images) != num_channels:
-        message = f"{where}: {len(images)} images where the dataset has {num_channels} channels"
-        raise DatasetError(message)
-    if label is None and not annotations and split != "test":
-        message = f"{where}: 'label' and 'annotations' are missing; only test cases may do without both"
-        raise DatasetError(message)
-    name = _name(where, entry, "case", volume_name(Path(images[0])))
-    if name.startswith(".") or "/" in name or "\\" in name or not name.isprintable() or len(name.encode()) > 200:
-        message = f"{where}: a case name becomes a file name, so {name!r} cannot be one"
-        raise DatasetError(message)
-    return Case(
-        name=name,
-        patient=_name(where, entry, "patient", name),
-        split=split,
-        images=tuple((folder / image).absolute() for image in images),
-        label=(folder / label).absolute() if label is not None else None,
-        annotations=tuple((folder / annotation).absolute() for annotation in annotations),
-    )
+    bare = [case.name for case in cases if case.split != "test" and not case.is_annotated]
+    if bare:
+        faults.append(
+            f"'label' and 'annotations' are missing of {_cases(len(bare))} to learn from: {listed(bare)}; only test "
+            "cases may do without both"
+        )
+    return faults
 
 
-def _name(where: str, entry: Mapping[str, Any], key: str, default: str) -> str:
-    """A name may be written as a number; null or another kind would make different cases look like one."""
-    name = entry.get(key, default)
-    if isinstance(name, bool) or not isinstance(name, str | int) or not str(name).strip():
-        message = f"{where}: '{key}' must be a name, got {name!r}"
-        raise DatasetError(message)
-    return str(name)
-
-
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Name the first few in order and count the others."""
     found = sorted(names)
-    return ", ".join(found[:10]) + (f" and {len(found) - 10} more" if len(found) > 10 else "")
+    return ", ".join(found[:NUM_NAMED]) + (f" and {len(found) - NUM_NAMED} more" if len(found) > NUM_NAMED else "")
+
+
+def _faults_of_names(cases: Sequence[Case]) -> list[str]:
+    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    faults = [f"lists {listed(twice)} more than once. Each case needs a name of its own."] if twice else []
+    faults += [
+        f"a case name becomes a file name, so {name!r} cannot be one"
+        for name in dict.fromkeys(case.name for case in cases)
+        if name.startswith(".") or "/" in name or "\\" in name or not name.isprintable() or len(name.encode()) > 200
+    ]
+    return faults
+
+
+def _faults_of_files(cases: Sequence[Case], *, need_images: bool) -> list[str]:
+    faults = []
+    blind = [case.name for case in cases if not case.images]
+    if blind and need_images:
+        faults.append(f"{_cases(len(blind))} without an image, of which masks only are known: {listed(blind)}")
+    owners: dict[Path, dict[str, None]] = {}
+    for case in cases:
+        for image in case.images:
+            owners.setdefault(image, {})[case.name] = None
+    faults += [f"'{file}' is the image of {listed(names)}" for file, names in owners.items() if len(names) > 1]
+    for case in cases:
+        if len(set(case.images)) < len(case.images):
+            faults.append(f"case '{case.name}': two channels are one file: {', '.join(map(str, case.images))}")
+        both = set(case.images) & {case.label, *case.annotations}
+        faults += [f"case '{case.name}': '{file}' is both an image and a label or annotation" for file in both]
+        if len(set(case.annotations)) < len(case.annotations):
+            faults.append(
+                f"case '{case.name}': 'annotations' names a file twice, so a reader would be compared with himself"
+            )
+    absent = _absent(file for case in cases for file in case.files)
+    missing = [f"case '{case.name}': '{file}'" for case in cases for file in case.files if file in absent]
+    if missing:
+        more = f"\n    … and {len(missing) - NUM_NAMED} more" if len(missing) > NUM_NAMED else ""
+        shown = "\n    ".join(missing[:NUM_NAMED]) + more
+        faults.append(
+            f"{len(missing)} {'file' if len(missing) == 1 else 'files'} named in it "
+            f"{'does' if len(missing) == 1 else 'do'} not exist:\n    {shown}\n"
+            "    Correct the paths there, or set data.root to the folder that they start from."
+        )
+    return faults
+
+
+def _absent(files: Iterable[Path]) -> set[Path]:
+    """Those that are no files; each folder is listed once where many of its files are asked for."""
+    folders: dict[Path, list[Path]] = {}
+    for file in dict.fromkeys(files):
+        folders.setdefault(file.parent, []).append(file)
+    absent: set[Path] = set()
+    for folder, wanted in folders.items():
+        names = _names_of_files(folder) if len(wanted) >= NUM_WORTH_LISTING else frozenset()
+        # A name that is not listed may still be found: some disks know a name in another case or composition.
+        absent |= {file for file in wanted if file.name not in names and not _is_file(file)}
+    return absent
+
+
+def _names_of_files(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return frozenset()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a null character
+        return False
+
+
+def _cases(count: int) -> str:
+    return f"{count} {'case' if count == 1 else 'cases'}"

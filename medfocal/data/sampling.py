@@ -20,6 +20,8 @@ from medfocal.errors import DatasetError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
+#: Voxels of the body's box that are tried before the body is looked at voxel by voxel.
+NUM_TRIES = 1000
 #: Groups of lesions by volume, as many lesions in each, that hardness tells apart.
 NUM_SIZES = 4
 
@@ -163,10 +165,14 @@ class LesionBalancedSampler:
             return self._located(case, centre, number)
         number = int(rng.integers(len(self._cases)))
         drawn = self._cases[number]
-        while True:  # the box holds at least one voxel of the body at each of its faces
+        for _ in range(NUM_TRIES):
             i, j, k = rng.integers(drawn.body_low, drawn.body_high).tolist()
             if body_of(drawn.image[:, i, j, k].reshape(-1, 1, 1, 1), drawn.background):
                 return self._located(number, (i, j, k), None)
+        # The box is almost empty, as of a few voxels in two corners; all of the image is read then.
+        inside = np.flatnonzero(body_of(drawn.image[:], drawn.background))
+        i, j, k = map(int, np.unravel_index(inside[rng.integers(len(inside))], drawn.shape))
+        return self._located(number, (i, j, k), None)
 
     def visits(self, epoch: int, num_patches: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """How often an epoch visits each lesion, found by drawing its patches again.
@@ -201,37 +207,42 @@ class LesionBalancedSampler:
         return PatchLocation(case, centre, (start[0], start[1], start[2]), lesion)
 
 
-def cut_patch(array: NDArray[Scalar], start: Sequence[int], size: Sequence[int]) -> NDArray[Scalar]:
+def cut_patch(
+    array: NDArray[Scalar], start: Sequence[int], size: Sequence[int], out: NDArray[Scalar] | None = None
+) -> NDArray[Scalar]:
     """Cut `(..., I, J, K)`; what lies outside the volume is 0.
 
     Args:
         array: The last three axes are spatial.
         start: First voxel, may be negative.
         size: Voxels of the patch.
+        out: Where to write it, `(..., *size)`, or None.
 
     Returns:
         A copy of shape `(..., *size)`.
     """
     window, inner = _windows(array.shape[-3:], start, size)
     every: tuple[slice, ...] = (slice(None),) * (array.ndim - 3)
+    patch = np.empty((*array.shape[:-3], *size), array.dtype) if out is None else out
     piece = array[every + inner]
-    if piece.shape[-3:] == tuple(size):
-        return piece.copy(order="C")
-    patch = np.zeros((*array.shape[:-3], *size), array.dtype)
+    if piece.shape != patch.shape:
+        patch[...] = 0
     patch[every + window] = piece
     return patch
 
 
-def cut_image(array: NDArray[Any], start: Sequence[int], size: Sequence[int]) -> NDArray[np.float32]:
-    """Cut an image `(C, I, J, K)` in single precision; what lies outside the volume is 0."""
-    patch = cut_patch(array, start, size)
-    if patch.dtype == np.float32:
-        return patch
+def cut_image(
+    array: NDArray[Any], start: Sequence[int], size: Sequence[int], out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Cut an image `(C, I, J, K)` in single precision; what lies outside the volume is 0; `out` as of `cut_patch`."""
+    if array.dtype == np.float32:
+        return cut_patch(array, start, size, out)
     import torch
 
+    patch = np.empty((len(array), *size), np.float32) if out is None else out
     # torch turns halves into singles with the processor's own instruction, numpy eight times as slowly one by one.
-    single: NDArray[np.float32] = torch.from_numpy(patch).float().numpy()
-    return single
+    torch.from_numpy(patch).copy_(torch.from_numpy(cut_patch(array, start, size)))
+    return patch
 
 
 def cut_body(case: TrainingCase, start: Sequence[int], size: Sequence[int]) -> NDArray[np.bool_]:

@@ -7,7 +7,9 @@ taught, and the table of lesions) and `reference` (what a validation judges by, 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,14 +25,15 @@ from medfocal.annotations.target import AnnotationSettings, Smoothing, Target, a
 from medfocal.components import find_components
 from medfocal.data.cache import Cache, Entry, Writer, digest, file_digest
 from medfocal.data.manifest import Case, LabelScheme
-from medfocal.data.transforms import Intensity, PreparedCase, Preprocessing
-from medfocal.errors import DatasetError
-from medfocal.volume import Volume, read_grid, spacing_of
+from medfocal.data.resampling import map_to_spacing
+from medfocal.data.transforms import AXIS_LETTERS, Intensity, PreparedCase, Preprocessing
+from medfocal.errors import DatasetError, InputError
+from medfocal.volume import GRID_TOLERANCE_MM, PAIR_ENDINGS, Volume, read_grid, read_volume, spacing_of
 
-#: Largest value of half precision; what lies above would become infinite.
-LARGEST_HALF = 65504.0
+#: Largest value of half precision but one, so that each has a next; what lies above 65504 would become infinite.
+LARGEST_HALF = 65472.0
 #: What the arrays of an entry depend on beside its inputs and settings.
-MADE_BY = ("numpy", "scipy", "monai", "nibabel")
+MADE_BY = ("numpy", "scipy", "monai", "nibabel", "SimpleITK", "connected-components-3d")
 
 
 class Precision(StrEnum):
@@ -160,7 +163,7 @@ class TrainingCase:
 def training_case(prepared: PreparedCase, target: Target, precision: Precision = Precision.FLOAT32) -> TrainingCase:
     """Hold a prepared case with its target in memory as it would come from the cache."""
     image, background = stored_image(prepared.image.numpy(), np.dtype(str(precision)))
-    low, high = _body_box(image, background)
+    low, high = _body_box(image, background, prepared.case.name)
     return TrainingCase(
         case=prepared.case,
         image=image,
@@ -249,8 +252,16 @@ def body_of(image: NDArray[Any], background: NDArray[np.float32]) -> NDArray[np.
     return inside
 
 
-def _body_box(image: NDArray[Any], background: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _body_box(
+    image: NDArray[Any], background: NDArray[np.float32], name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     body = body_of(image, background)
+    if not body.any():
+        message = (
+            f"case '{name}': nothing is left of the image once its intensities are scaled: all voxels have one value. "
+            "Was the right file exported, and does transforms.intensity suit it?"
+        )
+        raise DatasetError(message)
     sides = [np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
     low, high = [side[0] for side in sides], [side[-1] + 1 for side in sides]
     return np.array(low, np.int64), np.array(high, np.int64)
@@ -279,10 +290,41 @@ class Keys:
     reference: str | None = None
 
 
+def _content(case: Case, path: Path) -> str:
+    """Digest of a file of a case, and of those beside it that hold its voxels or its grid.
+
+    Raises:
+        InputError: One cannot be read; the case is named.
+    """
+    try:
+        suffix = path.suffix.lower()
+        if suffix in PAIR_ENDINGS:
+            return digest(pair=[file_digest(path.with_suffix(ending)) for ending in PAIR_ENDINGS])
+        if suffix == ".mhd" or (suffix == ".nrrd" and _names_other_files(path)):
+            voxels = np.ascontiguousarray(read_volume(path).array)
+            return digest(header=file_digest(path), voxels=hashlib.sha256(voxels.data).hexdigest())
+        return file_digest(path)
+    except InputError as error:
+        message = f"case '{case.name}': {error}"
+        raise type(error)(message) from error
+
+
+def _names_other_files(path: Path) -> bool:
+    """Whether a NRRD file is a header whose voxels lie elsewhere; a header ends with an empty line."""
+    try:
+        with path.open("rb") as file:
+            lines = iter(file.readline, b"")
+            header = itertools.takewhile(bytes.strip, lines)
+            return any(line.lower().replace(b" ", b"").startswith(b"datafile:") for line in header)
+    except OSError as error:
+        message = f"the file '{path}' cannot be read: {error.strerror or error}"
+        raise InputError(message) from error
+
+
 def image_key(case: Case, preprocessing: Preprocessing, dtype: np.dtype[Any]) -> str:
     """Key of the images of a case, from the contents of its files."""
     return digest(
-        images=[file_digest(path) for path in case.images],
+        images=[_content(case, path) for path in case.images],
         preprocessing=preprocessing.to_dict(),
         dtype=str(dtype),
         resample_channels=case.resample_channels,
@@ -301,9 +343,9 @@ def target_key(
     """Key of what a case teaches."""
     return digest(
         image=image,
-        label=None if case.label is None else file_digest(case.label),
-        annotations=[file_digest(path) for path in case.annotations] if settings.uses_readers else [],
-        weight=None if weight is None else file_digest(weight),
+        label=None if case.label is None else _content(case, case.label),
+        annotations=[_content(case, path) for path in case.annotations] if settings.uses_readers else [],
+        weight=None if weight is None else _content(case, weight),
         scheme=_meaning(scheme),
         fusion=settings.fusion,
         disagreement=settings.disagreement,
@@ -314,9 +356,9 @@ def target_key(
 def reference_key(case: Case, scheme: LabelScheme, fusion: str) -> str:
     """Key of what a validation judges a case by; it lies on the grid of the first image."""
     return digest(
-        grid=file_digest(case.images[0]),
-        label=None if case.label is None else file_digest(case.label),
-        annotations=[] if case.label is not None else [file_digest(path) for path in case.annotations],
+        grid=_content(case, case.images[0]),
+        label=None if case.label is None else _content(case, case.label),
+        annotations=[] if case.label is not None else [_content(case, path) for path in case.annotations],
         scheme=_meaning(scheme),
         fusion=fusion,
     )
@@ -330,7 +372,7 @@ def _meaning(scheme: LabelScheme) -> dict[str, Any]:
 def store_image(writer: Writer, prepared: PreparedCase, dtype: np.dtype[Any]) -> Mapping[str, Any]:
     """Write the entry of a case's images."""
     image, background = stored_image(prepared.image.numpy(), dtype, prepared.case.name)
-    low, high = _body_box(image, background)
+    low, high = _body_box(image, background, prepared.case.name)
     writer.add("image", image)
     return {"affine": prepared.affine, "background": background, "body_low": low, "body_high": high}
 
@@ -339,7 +381,8 @@ def store_target(writer: Writer, prepared: PreparedCase, target: Target) -> Mapp
     """Write the entry of what a case teaches."""
     table = lesion_table(target.lesions, prepared.affine)
     writer.add("lesions", target.lesions)
-    alternatives = [array for array in target.alternatives if array is not target.lesions]
+    is_label = len(target.alternatives) == 1 and target.alternatives[0] is target.lesions
+    alternatives = () if is_label else target.alternatives
     for number, array in enumerate(alternatives):
         writer.add(f"target_{number}", array)
     if target.weight is not None:
@@ -351,7 +394,7 @@ def store_target(writer: Writer, prepared: PreparedCase, target: Target) -> Mapp
     return {
         "num_alternatives": len(alternatives),
         "has_weight": target.weight is not None,
-        "record": target.record,
+        "record": {name: value for name, value in target.record.items() if name != "case"},
         "shape": table.shape,
         "table": {name: getattr(table, name) for name in ("num_voxels", "volume_ml", "lesion_class", "low", "high")},
         "readers": {
@@ -426,7 +469,9 @@ def open_evaluation(case: Case, image: Entry, reference: Entry) -> EvaluationCas
     )
 
 
-def estimated_bytes(case: Case, preprocessing: Preprocessing, dtype: np.dtype[Any], *, missing: Sequence[str]) -> float:
+def estimated_bytes(
+    case: Case, preprocessing: Preprocessing, dtype: np.dtype[Any], *, missing: Sequence[str], taught_bytes: int = 1
+) -> float:
     """About what the missing entries of a case will take, from the headers of its files.
 
     Args:
@@ -434,19 +479,37 @@ def estimated_bytes(case: Case, preprocessing: Preprocessing, dtype: np.dtype[An
         preprocessing: Says the spacing.
         dtype: Of images.
         missing: Kinds: "image", "target", "reference".
+        taught_bytes: A voxel of what is taught.
 
     Raises:
-        InputError: A header cannot be read.
+        InputError: A header cannot be read; the case is named.
     """
     if not missing:
         return 0.0
-    grid = read_grid(case.images[0])
+    try:
+        grid = read_grid(case.images[0])
+    except InputError as error:
+        message = f"case '{case.name}': {error}"
+        raise type(error)(message) from error
     native = float(math.prod(grid.shape))
-    network = native
-    if preprocessing.spacing_mm is not None:
-        network *= math.prod(grid.spacing_mm) / math.prod(preprocessing.spacing_mm)
-    each = {"image": len(case.images) * dtype.itemsize * network, "target": network, "reference": native}
+    network = float(math.prod(_prepared_shape(grid, preprocessing)))
+    each = {
+        "image": len(case.images) * dtype.itemsize * network,
+        "target": taught_bytes * network,
+        "reference": native,
+    }
     return sum(each[kind] for kind in missing)
+
+
+def _prepared_shape(grid: Volume, preprocessing: Preprocessing) -> tuple[int, ...]:
+    """Voxels along each axis that a case has after preprocessing, in the order of its own axes."""
+    if preprocessing.spacing_mm is None:
+        return grid.shape
+    pair_of = {letter: pair for pair in AXIS_LETTERS for letter in pair}
+    order = [pair_of[letter] for letter in preprocessing.orientation]
+    spacing_mm = [preprocessing.spacing_mm[order.index(pair_of[letter])] for letter in grid.axis_codes]
+    grids, _ = map_to_spacing(grid.shape, grid.affine, spacing_mm, tolerance_mm=GRID_TOLERANCE_MM)
+    return grids.new_shape
 
 
 def find_missing(cache: Cache, keys: Keys) -> list[str]:

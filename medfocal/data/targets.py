@@ -24,7 +24,7 @@ from medfocal.annotations.target import (
     fused_label,
     make_target,
 )
-from medfocal.data.cache import Cache, Entry
+from medfocal.data.cache import Cache, Entry, Writer
 from medfocal.data.cases import CaseVolumes, read_case
 from medfocal.data.manifest import Case, LabelScheme
 from medfocal.data.stored import (
@@ -109,6 +109,20 @@ class Recipe:
         """Of stored images."""
         return self.precision.dtype(self.preprocessing.intensity)
 
+    def taught_bytes(self, case: Case, weight: Path | None) -> int:
+        """Bytes a voxel of what a case teaches, if its readers gave classes, and left voxels out if they may."""
+        fusion, num_readers = self.annotations.fusion, len(case.annotations)
+        each = shares = 2 * (self.scheme.num_classes - 1)
+        if isinstance(self.smoothing, NoSmoothing):
+            of_readers = {Fusion.STAPLE: shares, Fusion.MEAN: shares if num_readers > 1 else 1, Fusion.RANDOM: 1}
+            each = of_readers.get(fusion, 0) if num_readers else 0
+        num_targets = max(num_readers, 1) if fusion is Fusion.RANDOM else 1
+        disagreement = self.annotations.disagreement if num_readers > 1 else Disagreement.KEEP
+        weights = int(disagreement is Disagreement.IGNORE or self.scheme.ignore_value is not None)
+        if weight is not None or disagreement is Disagreement.WEIGHT:
+            weights = 4
+        return 1 + num_targets * each + weights
+
 
 def prepare_training(cases: Sequence[Case], recipe: Recipe, cache: Cache, *, workers: int | None = None) -> TaughtCases:
     """Bring training cases into the cache, where they are not, and open them; with progress.
@@ -186,7 +200,13 @@ def _make_missing(jobs: Sequence[_Job], recipe: Recipe, cache: Cache, workers: i
     todo = [job for job in jobs if missing[job.case.name]]
     cache.check_room(
         sum(
-            estimated_bytes(job.case, recipe.preprocessing, recipe.dtype, missing=missing[job.case.name])
+            estimated_bytes(
+                job.case,
+                recipe.preprocessing,
+                recipe.dtype,
+                missing=missing[job.case.name],
+                taught_bytes=recipe.taught_bytes(job.case, job.weight),
+            )
             for job in todo
         )
     )
@@ -201,26 +221,42 @@ def _make_missing(jobs: Sequence[_Job], recipe: Recipe, cache: Cache, workers: i
 
 
 def _make(job: _Job, *, recipe: Recipe, cache: Cache) -> None:
-    """Read a case and make what the cache lacks of it."""
-    settings, case = recipe.annotations, job.case
-    is_taught = job.keys.target is not None
-    if is_taught:
-        volumes = read_case(case, recipe.scheme, with_readers=settings.uses_readers, weight=job.weight)
-    else:
-        volumes = read_case_with_reference(case, recipe.scheme, settings.fusion)
-    prepared = prepare_case(volumes, recipe.preprocessing)
-    cache.get("image", job.keys.image, lambda writer: store_image(writer, prepared, recipe.dtype))
-    if job.keys.target is not None:
-        target = teach(prepared, settings, recipe.smoothing, recipe.scheme.num_classes)
-        cache.get("target", job.keys.target, lambda writer: store_target(writer, prepared, target))
-    if job.keys.reference is not None:
-        label = volumes.label
-        assert label is not None, "the manifest sees to it"
-        cache.get(
-            "reference",
-            job.keys.reference,
-            lambda writer: store_reference(writer, volumes.grid, label, volumes.ignore),
-        )
+    """Read a case and make what the cache lacks of it.
+
+    It is read, and its image made, while what is made of it is locked, so that another process that wants the same
+    waits instead of reading it too.
+    """
+    settings, case, keys = recipe.annotations, job.case, job.keys
+
+    @functools.cache
+    def volumes() -> CaseVolumes:
+        if keys.target is None:
+            return read_case_with_reference(case, recipe.scheme, settings.fusion)
+        return read_case(case, recipe.scheme, with_readers=settings.uses_readers, weight=job.weight)
+
+    @functools.cache
+    def prepared() -> PreparedCase:
+        return prepare_case(volumes(), recipe.preprocessing)
+
+    def have_image() -> None:
+        cache.get("image", keys.image, lambda writer: store_image(writer, prepared(), recipe.dtype))
+
+    def make_target_entry(writer: Writer) -> Mapping[str, Any]:
+        have_image()
+        target = teach(prepared(), settings, recipe.smoothing, recipe.scheme.num_classes)
+        return store_target(writer, prepared(), target)
+
+    def make_reference(writer: Writer) -> Mapping[str, Any]:
+        have_image()
+        found = volumes()
+        assert found.label is not None, "the manifest sees to it"
+        return store_reference(writer, found.grid, found.label, found.ignore)
+
+    if keys.target is not None:
+        cache.get("target", keys.target, make_target_entry)
+    if keys.reference is not None:
+        cache.get("reference", keys.reference, make_reference)
+    have_image()  # where only that was missing
 
 
 def teach(case: PreparedCase, settings: AnnotationSettings, smoothing: Smoothing, num_classes: int) -> Target:
@@ -299,11 +335,12 @@ def _mean_weights(target: Target, *, weighted: bool) -> dict[str, float]:
     """Of the voxels, over all and over the marked ones; NaN where none is marked, nothing where no case has any."""
     if not weighted:
         return {}
+    inside = np.asarray(target.lesions) > 0
     if target.weight is None:
-        return {"mean_weight": 1.0, "mean_weight_of_lesions": 1.0 if (target.lesions > 0).any() else math.nan}
-    marked = target.weight[target.lesions > 0]
-    of_lesions = float(marked.mean()) if len(marked) else math.nan
-    return {"mean_weight": float(target.weight.mean()), "mean_weight_of_lesions": of_lesions}
+        return {"mean_weight": 1.0, "mean_weight_of_lesions": 1.0 if inside.any() else math.nan}
+    weight = np.asarray(target.weight)
+    of_lesions = float(weight[inside].mean()) if inside.any() else math.nan
+    return {"mean_weight": float(weight.mean()), "mean_weight_of_lesions": of_lesions}
 
 
 def find_weights(cases: Sequence[Case], settings: AnnotationSettings) -> dict[str, Path]:

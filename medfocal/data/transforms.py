@@ -1,12 +1,10 @@
 """From a case on its own grid to the grid and the intensities that the network sees, and back.
 
-The deterministic part is a `Preprocessing`, which travels with the model; the random part is an `Augmentation`,
-which only training knows.
+What is done at random, in training only, stands in `medfocal.data.augment`. A `Preprocessing` travels with the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -16,8 +14,9 @@ from numpy.typing import NDArray
 
 from medfocal.data.cases import CaseVolumes
 from medfocal.data.manifest import Case
-from medfocal.errors import ConfigError, ResourceError
-from medfocal.volume import Volume, spacing_of
+from medfocal.data.resampling import map_between, map_to_spacing, resample_classes, resample_values
+from medfocal.errors import ResourceError
+from medfocal.volume import GRID_TOLERANCE_MM, Volume
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from medfocal.annotations.target import Target  # brings scipy, and `medfocal train --help` waits for this module
 
 AXIS_LETTERS = ("LR", "PA", "IS")
-
-#: What a training patch may hold, and how it is interpolated.
-INTERPOLATION = {"image": "bilinear", "label": "nearest", "shares": "bilinear", "weight": "bilinear"}
 
 # A whole-body CT at 0.7 mm has 5e8 voxels; ten times that is a mistyped spacing.
 MOST_VOXELS = 5e9
@@ -47,8 +43,9 @@ class Preprocessing:
 
     Args:
         orientation: Anatomical direction of each axis, such as "RAS".
-        spacing_mm: Voxel spacing to resample to (images linearly, labels to the nearest), or None to keep
-            each case's own.
+        spacing_mm: Voxel spacing to resample to, or None to keep each case's own. Images are interpolated linearly,
+            over one voxel of the new grid where that is coarser; no lesion of a label is lost (both rules stand in
+            `medfocal.data.resampling`). An axis whose spacing differs by rounding keeps its own.
         intensity: How intensities are scaled.
     """
 
@@ -76,43 +73,6 @@ class Preprocessing:
         return {**asdict(self), "intensity": str(self.intensity)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random changes of training patches; each is drawn for itself.
-
-    Args:
-        flip_probability: For each axis.
-        transpose_probability: For swapping the first two axes; with flips this gives all turns by 90 degrees. Only for
-            cases whose first two axes have the same spacing, and patches that are square there.
-        affine_probability: For one rotation and scaling of the patch together.
-        rotation_degrees: Largest angle about each axis.
-        scaling: Largest relative change of size, such as 0.1 for 0.9 to 1.1.
-        intensity_probability: For scaling and for shifting intensities, each.
-        intensity_scale: Largest relative change.
-        intensity_shift: Largest shift, in units of the scaled image.
-        noise_probability: For Gaussian noise.
-        noise_std: Largest standard deviation of the noise, in units of the scaled image.
-    """
-
-    flip_probability: float = 0.5
-    transpose_probability: float = 0.0
-    affine_probability: float = 0.0
-    rotation_degrees: float = 15.0
-    scaling: float = 0.1
-    intensity_probability: float = 0.5
-    intensity_scale: float = 0.1
-    intensity_shift: float = 0.1
-    noise_probability: float = 0.2
-    noise_std: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            high = 1.0 if name.endswith("probability") else np.inf
-            if not 0 <= value <= high:
-                message = f"{name} must be in [0, {high:g}], got {value}"
-                raise ValueError(message)
-
-
 @dataclass(frozen=True)
 class PreparedCase:
     """A case as the network sees it, with what is needed to go back.
@@ -127,6 +87,8 @@ class PreparedCase:
         readers: Of `CaseVolumes`, on the network's grid.
         weight: Likewise.
         target: What a training case teaches; None: its label.
+        ignore: Of `CaseVolumes`, on the network's grid: where a half or more was not judged, and one voxel at least
+            of every such region.
     """
 
     case: Case
@@ -138,39 +100,47 @@ class PreparedCase:
     readers: NDArray[Any] | None = None
     weight: NDArray[np.float32] | None = None
     target: Target | None = None
+    ignore: NDArray[np.bool_] | None = None
 
 
 def prepare_case(volumes: CaseVolumes, preprocessing: Preprocessing) -> PreparedCase:
-    """Bring a case onto the network's grid and intensity scale. The world coordinate of every voxel is kept."""
+    """Bring a case onto the network's grid and intensity scale. The world coordinate of every voxel is kept.
+
+    Raises:
+        ResourceError: The resampled case could not be held in memory.
+    """
     import torch
-    from monai.data.meta_tensor import MetaTensor
 
     _check_resampled_size(volumes.grid, preprocessing)
-    affine = torch.as_tensor(volumes.grid.affine)
-    # A copy: MONAI scales intensities in place.
-    sample = {"image": MetaTensor(torch.tensor(volumes.image), affine=affine)}
-    maps = {"label": volumes.label, "readers": volumes.readers, "weight": volumes.weight}
-    continuous = {"image", "weight"}
-    for key, values in maps.items():
-        if values is not None:
-            stacked = values if values.ndim == 4 else values[None]
-            sample[key] = MetaTensor(torch.from_numpy(stacked.astype(np.float32)), affine=affine)
-            if key == "readers" and values.dtype.kind == "f":
-                continuous.add(key)
-    modes = {key: "bilinear" if key in continuous else "nearest" for key in sample}
-    sample = _deterministic(preprocessing, modes)(sample)
-    found = {key: value.as_tensor() for key, value in sample.items()}
-    label, readers, weight = (found.get(key) for key in maps)
-    is_soft = "readers" in continuous
+    turn = _turn_to(volumes.grid.affine, preprocessing.orientation)
+    affine = _turned_affine(volumes.grid, turn)
+    grids = None
+    if preprocessing.spacing_mm is not None:
+        shape = _turned(volumes.grid.array, turn).shape
+        grids, affine = map_to_spacing(shape, affine, preprocessing.spacing_mm, tolerance_mm=GRID_TOLERANCE_MM)
+
+    def moved(values: NDArray[Any]) -> NDArray[Any]:
+        """Shares and intensities as float32, classes as uint8, always a copy."""
+        turned = _turned(values, turn)
+        is_continuous = values.dtype.kind == "f"
+        if grids is None or grids.is_same:
+            return turned.astype(np.float32 if is_continuous else np.uint8, order="C")
+        return resample_values(turned, grids) if is_continuous else resample_classes(turned, grids)
+
+    image = moved(volumes.image)
+    for channel in image:
+        _scale(channel, preprocessing.intensity)
+    readers, ignore = volumes.readers, volumes.ignore
     return PreparedCase(
         case=volumes.case,
-        image=found["image"].float().contiguous(),
-        affine=np.asarray(sample["image"].affine, dtype=np.float64),
-        label=None if label is None else label[0].round().to(torch.uint8).contiguous(),
+        image=torch.from_numpy(image),
+        affine=affine,
+        label=None if volumes.label is None else torch.from_numpy(moved(volumes.label)),
         grid=volumes.grid,
         reference=volumes.label,
-        readers=None if readers is None else (readers.float() if is_soft else readers.round().to(torch.uint8)).numpy(),
-        weight=None if weight is None else weight[0].float().numpy(),
+        readers=None if readers is None else np.stack([moved(marks) for marks in readers]),
+        weight=None if volumes.weight is None else moved(volumes.weight),
+        ignore=None if ignore is None else moved(ignore.view(np.uint8)).astype(np.bool_),
     )
 
 
@@ -192,109 +162,36 @@ def _check_resampled_size(grid: Volume, preprocessing: Preprocessing) -> None:
         raise ResourceError(message)
 
 
-def _deterministic(preprocessing: Preprocessing, modes: Mapping[str, str]) -> Any:
-    """The chain for what is in a sample, with how each is interpolated."""
-    from monai import transforms
-
-    keys = tuple(modes)
-    chain: list[Any] = [transforms.Orientationd(keys, axcodes=preprocessing.orientation, labels=None)]
-    if preprocessing.spacing_mm is not None:
-        how = {"mode": list(modes.values()), "padding_mode": "border", "dtype": np.float64}
-        chain.append(transforms.Spacingd(keys, preprocessing.spacing_mm, **how))
-    if preprocessing.intensity is Intensity.ZSCORE_NONZERO:
-        chain.append(transforms.NormalizeIntensityd("image", nonzero=True, channel_wise=True))
-    elif preprocessing.intensity is Intensity.PERCENTILE_ZSCORE:
-        chain.append(transforms.ClipIntensityPercentilesd("image", lower=0.5, upper=99.5, channel_wise=True))
-        chain.append(transforms.NormalizeIntensityd("image", channel_wise=True))
-    return transforms.Compose(chain)
-
-
-def check_transposable(cases: Sequence[PreparedCase], patch_size: Sequence[int]) -> None:
-    """See that swapping the first two axes of patches makes sense.
-
-    Raises:
-        ConfigError: Patches are not square there, or a case has another spacing along the first axis than along the
-            second (by more than 1 %).
-    """
-    advice = "Set transforms.augment.transpose_probability to 0, or resample by transforms.spacing_mm."
-    if patch_size[0] != patch_size[1]:
-        message = f"patches of {list(patch_size)} voxels cannot be transposed: the first two axes differ. {advice}"
-        raise ConfigError(message)
-    for prepared in cases:
-        first, second, _ = spacing_of(prepared.affine)
-        if abs(first - second) > 0.01 * first:
-            message = (
-                f"case '{prepared.case.name}' cannot be transposed: its spacing is {first:g} mm along the first axis "
-                f"and {second:g} mm along the second. {advice}"
-            )
-            raise ConfigError(message)
-
-
-class RandomTransforms:
-    """Changes a training patch at random, the same for the same seed.
-
-    Flips, intensities and noise are a few lines of torch, the affine change is MONAI's; why stands in
-    docs/decisions/0004-random-changes-without-monai.md.
-
-    Args:
-        augmentation: What may happen and how much.
-    """
-
-    def __init__(self, augmentation: Augmentation) -> None:
-        self._augmentation = augmentation
-        self._affine: Any = None
-        if augmentation.affine_probability > 0:
-            from monai.transforms import RandAffined
-
-            self._affine = RandAffined(
-                tuple(INTERPOLATION),
-                prob=augmentation.affine_probability,
-                rotate_range=[float(np.deg2rad(augmentation.rotation_degrees))] * 3,
-                scale_range=[augmentation.scaling] * 3,
-                mode=tuple(INTERPOLATION.values()),
-                padding_mode="zeros",
-                allow_missing_keys=True,
-            )
-        self.set_random_state(0)
-
-    def set_random_state(self, seed: int) -> None:
-        """Make what happens to the next patch depend on this seed alone."""
-        self._random = np.random.default_rng(seed)
-        if self._affine is not None:
-            self._affine.set_random_state(seed=int(self._random.integers(2**32)))
-
-    def __call__(self, sample: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Change `{"image": (C, I, J, K)}` and beside it other keys of `INTERPOLATION`, each `(N, I, J, K)`.
-
-        All move together; only image values change.
-        """
-        import torch
-
-        a, random = self._augmentation, self._random
-        if self._affine is not None:
-            from monai.utils import convert_to_tensor
-
-            sample = {key: convert_to_tensor(value, track_meta=False) for key, value in self._affine(sample).items()}
-        axes = [axis for axis in (1, 2, 3) if random.random() < a.flip_probability]
-        sample = {key: values.flip(axes) for key, values in sample.items()}
-        if random.random() < a.transpose_probability:
-            sample = {key: values.transpose(1, 2) for key, values in sample.items()}
-        image = sample["image"]
-        if random.random() < a.intensity_probability:
-            image = image * (1 + random.uniform(-a.intensity_scale, a.intensity_scale))
-        if random.random() < a.intensity_probability:
-            image = image + random.uniform(-a.intensity_shift, a.intensity_shift)
-        if random.random() < a.noise_probability:
-            noise = random.standard_normal(tuple(image.shape), dtype=np.float32)
-            image = image + torch.from_numpy(noise) * random.uniform(0, a.noise_std)
-        return {**sample, "image": image}
+def _scale(channel: NDArray[np.float32], intensity: Intensity) -> None:
+    """Bring one channel `(I, J, K)` to its scale, in place; what has no spread becomes 0."""
+    if intensity is Intensity.NONE:
+        return
+    if intensity is Intensity.PERCENTILE_ZSCORE:
+        low, high = np.percentile(channel, [0.5, 99.5])
+        np.clip(channel, low, high, out=channel)
+        inside = None
+    else:
+        inside = channel != 0
+        if inside.all():
+            inside = None
+    values = channel.ravel() if inside is None else channel[inside]
+    if values.size == 0:
+        return
+    # Summed in float64: the rounding of a float32 mean would be the whole spread of a channel that has none.
+    values = values - np.float32(values.mean(dtype=np.float64))
+    spread = float(np.sqrt(np.square(values).mean(dtype=np.float64)))
+    values /= np.float32(spread if spread > 0 else 1)
+    if inside is None:
+        channel[...] = values.reshape(channel.shape)
+    else:
+        channel[inside] = values
 
 
 def to_native(values: NDArray[np.float32], prepared: PreparedCase) -> NDArray[np.float32]:
     """Bring a map from the network's grid back onto the case's own.
 
     Where the two grids differ only in the order and direction of axes this is exact; else it interpolates
-    linearly.
+    linearly, over one voxel of the case's grid where that is coarser (`resample_values`).
 
     Args:
         values: `(I, J, K)` on the network's grid.
@@ -303,29 +200,41 @@ def to_native(values: NDArray[np.float32], prepared: PreparedCase) -> NDArray[np
     Returns:
         float32 on `prepared.grid`.
     """
-    turned, affine = _reorient(values, prepared.affine, prepared.grid.affine)
-    if turned.shape == prepared.grid.shape and np.allclose(affine, prepared.grid.affine, atol=1e-4):
-        return np.ascontiguousarray(turned, dtype=np.float32)
-    import torch
-    from monai.data.meta_tensor import MetaTensor
-    from monai.transforms import SpatialResample
-
-    source = MetaTensor(torch.from_numpy(np.ascontiguousarray(values))[None], affine=torch.as_tensor(prepared.affine))
-    resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float64)
-    target = torch.as_tensor(prepared.grid.affine)
-    native = resample(source, dst_affine=target, spatial_size=prepared.grid.shape)
-    return np.asarray(native.as_tensor()[0].float().numpy(), dtype=np.float32)
+    turn = _turn_between(prepared.affine, prepared.grid.affine)
+    turned = _turned(values, turn)
+    affine = _turned_affine(Volume(values, prepared.affine), turn)
+    grids = map_between(turned.shape, affine, prepared.grid.shape, prepared.grid.affine)
+    return np.ascontiguousarray(resample_values(turned, grids))
 
 
-def _reorient(
-    values: NDArray[np.float32], affine: NDArray[np.float64], like: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Permute and flip axes so that they point as those of the affine `like`."""
+def _turn_to(affine: NDArray[np.float64], orientation: str) -> NDArray[np.float64]:
+    """Which axis goes where and which are flipped, as nibabel writes it, for axes to point as letters say."""
     from nibabel import orientations
 
-    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.io_orientation(like))
-    turned = orientations.apply_orientation(values, turn)
-    return turned, affine @ orientations.inv_ornt_aff(turn, values.shape)
+    turn = orientations.ornt_transform(orientations.io_orientation(affine), orientations.axcodes2ornt(orientation))
+    return np.asarray(turn)
+
+
+def _turn_between(affine: NDArray[np.float64], like: NDArray[np.float64]) -> NDArray[np.float64]:
+    """As `_turn_to`, for axes to point as those of another affine."""
+    from nibabel import orientations
+
+    return np.asarray(orientations.ornt_transform(*(orientations.io_orientation(given) for given in (affine, like))))
+
+
+def _turned(values: NDArray[Any], turn: NDArray[np.float64]) -> NDArray[Any]:
+    """A view of `(..., I, J, K)` with its last three axes permuted and flipped."""
+    leading = values.ndim - 3
+    flips = tuple(slice(None, None, int(sign)) for sign in turn[:, 1])
+    order = [leading + int(axis) for axis in np.argsort(turn[:, 0])]
+    flipped = values[(slice(None),) * leading + flips]
+    return flipped.transpose(*range(leading), *order)
+
+
+def _turned_affine(grid: Volume, turn: NDArray[np.float64]) -> NDArray[np.float64]:
+    from nibabel import orientations
+
+    return np.asarray(grid.affine @ orientations.inv_ornt_aff(turn, grid.shape), np.float64)
 
 
 def body_mask(image: torch.Tensor) -> NDArray[np.bool_]:

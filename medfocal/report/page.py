@@ -42,6 +42,7 @@ from medfocal.report.tables import (
     volume,
 )
 from medfocal.report.viewer import LIMIT_MB, Viewer, ViewerFiles, find_library, remove_volumes, serve_command
+from medfocal.report.visits import draw_visits, read_visits
 
 PACKAGES = ("numpy", "scipy", "connected-components-3d", "nibabel", "SimpleITK", "torch", "monai", "matplotlib")
 #: Most names of failed or missing cases that the page lists; evaluation.json has them all.
@@ -68,6 +69,7 @@ def write_report(
     evaluation: SupportsEvaluation | str | Path,
     images: Images,
     metrics: Path | None = None,
+    visits: Path | None = None,
     facts: Mapping[str, str] | None = None,
     max_pictures: int = 60,
     viewer_limit_mb: float = LIMIT_MB,
@@ -89,6 +91,7 @@ def write_report(
         images: Gives the volumes of a case by its name, or None where no picture can be had. It is asked once for each
             case that has something to show.
         metrics: metrics.csv of a training run, for the training curves.
+        visits: visits.csv of the same run, for how often it saw each lesion.
         facts: Further lines about the run, label and text.
         max_pictures: Most findings to show.
         viewer_limit_mb: Most megabytes of compressed volumes that the page holds itself.
@@ -112,17 +115,24 @@ def write_report(
         files = None if library is None else stack.enter_context(ViewerFiles(path, library))
         gallery = make_gallery(records, images, notes, max_pictures=max_pictures, files=files)
         viewer = None if files is None else files.finish(viewer_limit_mb)
-    content = _content(title, records, notes, metrics, facts or {})
+    content = _content(title, records, notes, facts or {}) | _training(metrics, visits)
     content |= _findings(gallery, records, notes) | _viewer(viewer, path.parent, has_library=library is not None)
     # Last: the sections above have added what they met.
     return write_page(path, "page.html.j2", content | {"undefined": notes.lines})
 
 
-def _content(
-    title: str, records: Records, notes: Notes, metrics: Path | None, facts: Mapping[str, str]
-) -> dict[str, Any]:
+def _training(metrics: Path | None, visits: Path | None) -> dict[str, Any]:
+    """What the page says of the run that made a model."""
+    if metrics is None:
+        return {"training": None, "best": None, "visits": None}
+    epochs = read_metrics(metrics)
+    seen = None if visits is None else draw_visits(read_visits(visits))
+    figures = [*draw_training(epochs), *([] if seen is None else [seen])]
+    return {"training": figures, "best": best_epoch(epochs), "visits": None if seen is None else seen.words}
+
+
+def _content(title: str, records: Records, notes: Notes, facts: Mapping[str, str]) -> dict[str, Any]:
     summary = records.summary
-    epochs = None if metrics is None else read_metrics(metrics)
     return {
         "title": title,
         "made": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -143,8 +153,6 @@ def _content(
         "hit_rules": hit_rules_section(summary),
         "reliability": reliability_section(summary, notes),
         "threshold": f"{summary['protocol']['threshold']:.3g}",
-        "training": None if epochs is None else draw_training(epochs),
-        "best": None if epochs is None else best_epoch(epochs),
         "readers": readers_section(summary, notes),
         "classes": _classes(summary, notes),
         "surfaces": _surfaces(summary, notes),

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def report_run(result: RunResult, manifest: Manifest) -> None:
     """Write a training run's curves and reports, and print its table: the test split's, else the validation's."""
     folder = result.folder
-    metrics = folder / "metrics.csv"
+    metrics, visits = folder / "metrics.csv", folder / "visits.csv"
     write_curves(metrics, folder / "curves.png")
     point = result.operating_point
     facts = {
@@ -55,6 +55,7 @@ def report_run(result: RunResult, manifest: Manifest) -> None:
                 evaluation=found,
                 images=volumes,
                 metrics=metrics,
+                visits=visits,
                 facts=facts,
             )
     split, shown = ("test", result.test) if result.test is not None else ("validation", result.validation)

@@ -21,6 +21,8 @@ from medfocal.errors import DatasetError
 
 #: Apart from the other draws, which are seeded by seed, epoch and index.
 READER_STREAM = 11
+#: How often the largest weight the lack of one counts when weights are interpolated.
+OUTWEIGHS = 1e4
 #: Batches that are cut ahead: one being made while another waits.
 AHEAD = 2
 
@@ -129,22 +131,25 @@ class BatchSource:
         make = self.batch if self._device.type == "cpu" else self.cut
         with ThreadPoolExecutor(max_workers=1) as worker:
             coming: collections.deque[Future[Any]] = collections.deque()
-            for step in range(num_steps + AHEAD):
-                if step < num_steps:
-                    coming.append(worker.submit(make, epoch, step))
-                if step >= AHEAD:
-                    ready = coming.popleft().result()
-                    yield ready if isinstance(ready, Batch) else self.finish(ready)
+            try:
+                for step in range(num_steps + AHEAD):
+                    if step < num_steps:
+                        coming.append(worker.submit(make, epoch, step))
+                    if step >= AHEAD:
+                        ready = coming.popleft().result()
+                        yield ready if isinstance(ready, Batch) else self.finish(ready)
+            finally:
+                worker.shutdown(cancel_futures=True)  # nobody takes what is still to be made
 
     def cut(self, epoch: int, step: int) -> CutBatch:
         """The patches of a step before random changes."""
         first = step * self._batch_size
         indices = range(first, first + self._batch_size)
         places = [self._sampler.draw(epoch, index) for index in indices]
-        patches = [
-            self._cut(place, epoch, index, self._input_size) for place, index in zip(places, indices, strict=True)
-        ]
-        planes = {key: torch.from_numpy(np.stack([patch[key] for patch in patches])) for key in patches[0]}
+        arrays = self._empty(self._batch_size, self._input_size)
+        for number, (place, index) in enumerate(zip(places, indices, strict=True)):
+            self._cut(place, epoch, index, {key: values[number] for key, values in arrays.items()})
+        planes = {key: torch.from_numpy(values) for key, values in arrays.items()}
         if self._device.type == "cuda":
             planes = {key: values.pin_memory() for key, values in planes.items()}
         words = [np.random.SeedSequence([self._seed, epoch, index]).generate_state(1) for index in indices]
@@ -156,13 +161,20 @@ class BatchSource:
         planes = {key: values.to(self._device, non_blocking=True) for key, values in cut.planes.items()}
         if self._augment is not None:
             size = self._sampler.patch_size
+            if "weight" in planes:  # a voxel of which a part weighs nothing, as nobody judged it, weighs nothing
+                given = planes["weight"]
+                planes["weight"] = torch.where(given == 0, -OUTWEIGHS * given.max(), given)
             planes = self._augment(planes, seeds=cut.seeds, spacing_mm=cut.spacing_mm, patch_size=size)
+            if "weight" in planes:
+                planes["weight"] = planes["weight"].clamp(min=0)
         weight = planes["weight"][:, 0].contiguous() if "weight" in planes else None
         if "label" in planes:
             return Batch(planes["image"].contiguous(), planes["label"][:, 0].long(), weight)
         shares = planes["shares"]
         if self._with_background:
-            shares = torch.cat([1 - shares.sum(dim=1, keepdim=True), shares], dim=1)
+            # Above 1 where a transplant stands in the soft margin of another class, and by rounding.
+            total = shares.sum(dim=1, keepdim=True)
+            shares = torch.cat([1 - total, shares / total.clamp(min=1)], dim=1)
         return Batch(planes["image"].contiguous(), shares.clamp(0, 1).contiguous(), weight)
 
     def foreground_shares(self, num_outputs: int, num_patches: int = 256) -> list[float]:
@@ -178,8 +190,9 @@ class BatchSource:
             DatasetError: All weights are 0.
         """
         counts, total = np.zeros(num_outputs), 0.0
+        patch = {key: values[0] for key, values in self._empty(1, self._sampler.patch_size).items()}
         for index in range(num_patches):
-            patch = self._cut(self._sampler.draw(0, index), 0, index, self._sampler.patch_size)
+            self._cut(self._sampler.draw(0, index), 0, index, patch)
             weight = patch["weight"][0] if "weight" in patch else np.ones(patch["image"].shape[-3:], np.float32)
             total += float(weight.sum())
             if "label" in patch:
@@ -196,27 +209,48 @@ class BatchSource:
         half_a_voxel = 0.5 * total / (num_patches * math.prod(self._sampler.patch_size))
         return [float(count) for count in np.maximum(counts, half_a_voxel) / total]
 
-    def _cut(self, place: PatchLocation, epoch: int, index: int, size: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """What lies around the patch of a place, with its transplants: `image`, `label` or `shares`, and `weight`.
+    def _empty(self, num_patches: int, size: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """Room for patches: `image`, `label` or `shares`, and `weight` where voxels have one, each `(B, N, *size)`."""
+        num_channels = len(self._cases[0].image)
+        arrays: dict[str, NDArray[Any]] = {"image": np.empty((num_patches, num_channels, *size), np.float32)}
+        if self._membership is None:
+            arrays["label"] = np.empty((num_patches, 1, *size), np.uint8)
+        else:
+            arrays["shares"] = np.empty((num_patches, self._membership.shape[1], *size), np.float32)
+        if self._weighted:
+            arrays["weight"] = np.empty((num_patches, 1, *size), np.float32)
+        return arrays
 
-        Each `(N, *size)`. Lesions are set into the patch itself, not into what is cut around it.
+    def _cut(self, place: PatchLocation, epoch: int, index: int, patch: Mapping[str, NDArray[Any]]) -> None:
+        """Fill in what lies around the patch of a place, with its transplants.
+
+        Lesions are set into the patch itself, not into what is cut around it.
+
+        Args:
+            place: Of the patch.
+            epoch: From 0.
+            index: In the epoch.
+            patch: From `_empty`, `(N, *size)` each.
         """
         case, target = self._cases[place.case], self._cases[place.case].target
-        patch_size = self._sampler.patch_size
+        patch_size, size = self._sampler.patch_size, patch["image"].shape[1:]
         margin = [(outer - inner) // 2 for outer, inner in zip(size, patch_size, strict=True)]
         start = [first - width for first, width in zip(place.start, margin, strict=True)]
-        image, lesions = cut_image(case.image, start, size), cut_patch(target.lesions, start, size)
-        taught: NDArray[Any] = lesions
+        image = cut_image(case.image, start, size, out=patch["image"])
         alternative = target.alternatives[self._reader(epoch, place.case)]
-        if alternative is not target.lesions:
-            taught = cut_patch(alternative, start, size)
+        is_taught = alternative is target.lesions and self._membership is None
+        lesions = cut_patch(target.lesions, start, size, out=patch["label"][0] if is_taught else None)
+        taught = lesions
         if self._membership is not None:
-            taught = as_shares(taught, self._membership)
+            of_classes = lesions if alternative is target.lesions else cut_patch(alternative, start, size)
+            taught = patch["shares"]
+            taught[...] = as_shares(of_classes, self._membership)
+        elif not is_taught:
+            taught = cut_patch(alternative, start, size, out=patch["label"][0])
         weight = None
         if self._weighted:
-            weight = np.ones(tuple(size), np.float32)
-            if target.weight is not None:
-                weight = cut_patch(target.weight, start, size).astype(np.float32)
+            weight = patch["weight"][0]
+            weight[...] = 1 if target.weight is None else cut_patch(target.weight, start, size)
         if self._transplants.donors:
             box = tuple(slice(width, width + inner) for width, inner in zip(margin, patch_size, strict=True))
             self._transplants(
@@ -229,8 +263,6 @@ class BatchSource:
                 target=None if taught is lesions else taught[(slice(None),) * (taught.ndim - 3) + box],
                 weight=None if weight is None else weight[box],
             )
-        patch = {"image": image, **({"label": taught[None]} if self._membership is None else {"shares": taught})}
-        return patch if weight is None else {**patch, "weight": weight[None]}
 
     def _reader(self, epoch: int, case: int) -> int:
         """Which alternative of a case an epoch takes."""

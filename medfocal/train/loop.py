@@ -254,13 +254,13 @@ def evaluate_network(
         found = predict_case(model, case.prepared(), device=device)
         results.append(
             evaluate_case(
-                case.reference,
+                np.asarray(case.reference),
                 found.probability,
                 case.grid.affine,
                 case=case.case.name,
                 patient=case.case.patient,
                 protocol=protocol,
-                ignore=case.ignore,
+                ignore=None if case.ignore is None else np.asarray(case.ignore),
             )
         )
     # The choice of an epoch asks for no interval.

@@ -46,7 +46,7 @@ LOG = logging.getLogger("medfocal.train")
 
 #: Configuration that may differ between the start of a run and its continuation.
 MAY_CHANGE = (
-    *("run.id", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.workers"),
+    *("run.id", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.compress", "cache.workers"),
     *("trainer.max_epochs", "trainer.num_threads", "device", "debug"),
 )
 
@@ -180,7 +180,7 @@ def run_training(
         annotations=annotations,
         smoothing=smoothing,
     )
-    store = Cache(cache_folder, max_gb=cache.max_gb)
+    store = Cache(cache_folder, max_gb=cache.max_gb, compress=cache.compress)
     taught = prepare_training(manifest.split("training"), recipe, store, workers=cache.workers)
     training = taught.cases
     validation = prepare_evaluation(manifest.split("validation"), recipe, store, workers=cache.workers)

@@ -45,11 +45,13 @@ class CacheSettings:
 
     Args:
         dtype: Of images: "float16", "float32", or "auto", which is float16 where intensities are scaled.
+        compress: Whether volumes are compressed, which needs the extra `blosc2`.
         max_gb: Most that the folder may hold, in GB, or None for what the disk has.
         workers: Processes that prepare cases, or None for as many as pay.
     """
 
     dtype: str
+    compress: bool
     max_gb: float | None
     workers: int | None
 

@@ -10,7 +10,7 @@ import torch
 
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.smoothing import SVLS, NoSmoothing, SoftBoundary, UniformSmoothing
-from medfocal.annotations.target import AnnotationSettings, Disagreement, Target, as_marks, fused_label, make_target
+from medfocal.annotations.target import AnnotationSettings, Disagreement, as_marks, as_shares, fused_label, make_target
 from medfocal.errors import DatasetError
 from medfocal.losses import focal_loss
 
@@ -171,13 +171,54 @@ def test_shares_of_readers_are_averaged_and_count_as_marks_from_one_half_on():
         target("mean", SVLS(), readers=soft)
 
 
+#: Each class alone, and three regions of three lesion classes, each within the one before.
+EACH = np.eye(4, dtype=np.float32)[:, 1:]
+NESTED = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [1, 1, 1]], np.float32)
+
+
 def test_classes_become_shares_where_another_case_has_shares():
     classes = box((2, 5), (2, 4), (1, 3), 2)
-    found = Target(classes, (classes,)).with_shares(3).alternatives[0]
-    assert found.shape == (3, *SHAPE)
+    found = as_shares(classes, EACH)
+    assert (found.shape, found.dtype) == ((3, *SHAPE), np.float32)
+    assert found.flags.c_contiguous
     assert np.array_equal(found[1], classes > 0)
     assert not found[0].any()
     assert not found[2].any()
+
+
+def test_shares_of_classes_stay_what_they_are():
+    shares = np.random.default_rng(0).dirichlet((8, 1, 1, 1), SHAPE).transpose(3, 0, 1, 2)[1:].astype(np.float16)
+    found = as_shares(shares, EACH)
+    assert found.dtype == np.float32
+    assert np.array_equal(found, shares.astype(np.float32))
+
+
+def test_regions_lie_within_each_other_as_their_classes_say():
+    classes = box((2, 8), (2, 8), (1, 7), 1)
+    classes[3:7, 3:7, 2:6], classes[4:6, 4:6, 3:5] = 2, 3
+    whole, core, enhancing = as_shares(classes, NESTED)
+    assert np.array_equal(whole, classes >= 1)
+    assert np.array_equal(core, classes >= 2)
+    assert np.array_equal(enhancing, classes == 3)
+
+
+def test_shares_of_regions_are_the_sums_of_those_of_their_classes():
+    shares = np.random.default_rng(0).dirichlet((2, 1, 1, 1), SHAPE).transpose(3, 0, 1, 2)[1:].astype(np.float16)
+    found = as_shares(shares, NESTED)
+    assert found.dtype == np.float32
+    exact = shares.astype(np.float32)
+    assert np.allclose(found, [exact.sum(axis=0), exact[1:].sum(axis=0), exact[2]])
+    assert (found[0] >= found[1]).all()
+    assert (found[1] >= found[2]).all()
+
+
+def test_regions_need_not_hold_a_class_alone_nor_every_class():
+    """Of classes 1 and 2 only 2 is learnt."""
+    membership = np.array([[0], [0], [1]], np.float32)
+    classes = box((2, 5), (2, 4), (1, 3), 2) + SECOND
+    assert np.array_equal(as_shares(classes, membership)[0], classes == 2)
+    shares = np.stack([classes == 1, classes == 2]).astype(np.float16) / 2
+    assert np.array_equal(as_shares(shares, membership)[0], shares[1])
 
 
 @pytest.mark.parametrize(

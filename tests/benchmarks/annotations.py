@@ -173,7 +173,7 @@ def run(work: Path, noise: str, arm: str, seed: int) -> dict[str, Any]:
             loss=loss,
             build_optimizer=config.build("optimizer", conf["optimizer"]),
             schedule=config.build("schedule", conf["schedule"]),
-            augmentation=config.construct("transforms.augment", conf["transforms"]["augment"]),
+            augmentation=config.build("augment", conf["augment"]),
             patch_size=conf["sampling"]["patch_size"],
             lesion_fraction=conf["sampling"]["lesion_fraction"],
             transplant_probability=conf["sampling"]["transplant_probability"],

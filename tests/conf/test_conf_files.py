@@ -14,7 +14,7 @@ from medfocal import config
 from medfocal.annotations.corrupt import Corruption
 from medfocal.annotations.target import AnnotationSettings
 from medfocal.data.manifest import read_manifest
-from medfocal.data.transforms import Augmentation, Preprocessing, RandomTransforms
+from medfocal.data.transforms import Preprocessing
 from medfocal.evaluate import Protocol
 from medfocal.infer.window import choose_device
 
@@ -28,6 +28,7 @@ NEEDED = {
     "compare": ["reference=r", "a=a", "b=b", "output=o"],
     "phantom": ["output=o"],
     "check": ["data.dataset=d.json"],
+    "plan": ["data.dataset=d.json", "output=o"],
     "suspect": ["output=o"],
     "info": [],
 }
@@ -123,23 +124,32 @@ def test_it_is_checked_and_built(pair):
     shares = smoothing(label, num_classes=2, spacing_mm=(1, 1, 1), image=np.zeros((1, 4, 3, 2), np.float32))
     assert np.allclose(shares.sum(axis=0), 1)
     assert isinstance(config.construct("transforms", values["transforms"]), Preprocessing)
-    augmentation = config.construct("transforms.augment", values["transforms"]["augment"])
-    assert isinstance(augmentation, Augmentation)
-    assert callable(RandomTransforms(augmentation))
+    assert_augments(config.build("augment", values["augment"]))
     assert isinstance(config.construct("evaluate", values["evaluate"]), Protocol)
     assert choose_device(values["device"])
+
+
+def assert_augments(augment):
+    patch_size, spacing_mm = (6, 6, 4), (1.0, 1.0, 1.0)
+    augment.check(patch_size, {"s1": spacing_mm})
+    size = augment.input_size(patch_size, [spacing_mm])
+    batch = {"image": torch.rand(2, 1, *size), "label": torch.ones(2, 1, *size, dtype=torch.uint8)}
+    changed = augment(batch, seeds=[1, 2], spacing_mm=[spacing_mm] * 2, patch_size=patch_size)
+    assert {key: (values.shape, values.dtype) for key, values in changed.items()} == {
+        "image": ((2, 1, *patch_size), torch.float32),
+        "label": ((2, 1, *patch_size), torch.uint8),
+    }
 
 
 @pytest.mark.parametrize("pair", [pair for pair in ALL if pair[0] == "train"], ids=names)
 def test_the_yaml_names_exactly_the_arguments_of_its_constructor(pair):
     values = OmegaConf.to_container(composed(pair[0], *pair[1]))
-    for group in ("loss", "network", "schedule", "smoothing"):
+    for group in ("loss", "network", "schedule", "smoothing", "augment"):
         target = config.resolve_target(group, values[group])
         wanted = set(inspect.signature(target).parameters) - {"in_channels", "out_channels"}
         assert set(values[group]) - {"_target_"} == wanted
     assert set(values["annotations"]) == set(inspect.signature(AnnotationSettings).parameters)
-    assert set(values["transforms"]) - {"augment"} == set(inspect.signature(Preprocessing).parameters)
-    assert set(values["transforms"]["augment"]) == set(inspect.signature(Augmentation).parameters)
+    assert set(values["transforms"]) == set(inspect.signature(Preprocessing).parameters)
     assert set(values["evaluate"]) == set(inspect.signature(Protocol).parameters)
 
 

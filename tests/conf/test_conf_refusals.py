@@ -40,7 +40,7 @@ TARGETS = ["os.system", "torch.load", "numpy.load", "medfocal.data.phantom.write
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("group", ["loss", "network", "optimizer", "schedule", "smoothing"])
+@pytest.mark.parametrize("group", ["loss", "network", "optimizer", "schedule", "smoothing", "augment"])
 def test_a_target_outside_the_list_is_refused(group, target):
     refuse(rf"{group}: the _target_ '{target}' is not allowed. Allowed are", f"{group}._target_={target}")
 
@@ -49,7 +49,7 @@ def test_a_target_outside_the_list_is_refused(group, target):
     "override",
     [
         "+transforms._target_={}",
-        "+transforms.augment._target_={}",
+        "+transforms.more._target_={}",
         "+evaluate._target_={}",
         "+trainer._target_={}",
         "+sampling._target_={}",
@@ -59,7 +59,7 @@ def test_a_target_outside_the_list_is_refused(group, target):
         "loss.alpha={{_target_:{}}}",
         "transforms.spacing_mm=[1,[{{_target_:{}}}],1]",
         "network.strides=[1,{{_target_:{}}}]",
-        "+transforms.augment.more.deeper._target_={}",
+        "+augment.more.deeper._target_={}",
     ],
 )
 def test_a_target_where_none_belongs_is_refused(override):
@@ -97,7 +97,8 @@ def test_a_function_beside_the_allowed_classes_is_refused():
         (["sampling.transplant_probabilty=0"], "did you mean 'sampling.transplant_probability'"),
         (["+sampling.lesion_fractoin=1"], "did you mean 'sampling.lesion_fraction'"),
         (["+transforms.orientatoin=RAS"], "Preprocessing has no 'orientatoin' .did you mean 'orientation'"),
-        (["+transforms.augment.noise_sdt=1"], "Augmentation has no 'noise_sdt' .did you mean 'noise_std'"),
+        (["+augment.noise_sdt=1"], "BatchAugmentation has no 'noise_sdt' .did you mean 'noise_std'"),
+        (["augment=monai", "+augment.gibs_alpha=1"], "MonaiAugmentation has no 'gibs_alpha' .did you mean 'gibbs_alpha'"),
         (["+evaluate.treshold=1"], "Protocol has no 'treshold' .did you mean 'threshold'"),
         (["+network.chanels=[1]"], "UNet3d has no 'chanels' .did you mean 'channels'"),
         (["+optimizer.learning=1"], "AdamW has no 'learning'; it has lr"),
@@ -115,12 +116,13 @@ def test_an_unknown_name_is_refused_and_the_near_one_told(overrides, match):
     ("override", "match"),
     [
         ("~loss.gamma", "loss: medfocal.losses.FocalLoss needs gamma to be stated"),
-        ("~transforms.augment.scaling", "transforms.augment: .* needs scaling to be stated"),
+        ("~augment.scaling", "augment: .* needs scaling to be stated"),
         ("~evaluate.level", "evaluate: .* needs level to be stated"),
         ("~seed", "seed must be stated and was removed"),
         ("~loss", "loss must be given"),
         ("~loss._target_", "loss: the _target_ None is not allowed"),
-        ("transforms.augment=null", "transforms.augment: the settings of .*Augmentation are expected, got None"),
+        ("transforms=null", "got NoneType, in: .*transforms=null"),
+        ("augment=null", "got NoneType, in: .*augment=null"),
         ("loss=null", "got NoneType, in: .*loss=null"),
         ("loss.gamma=???", "loss.gamma must be given"),
     ],
@@ -187,7 +189,9 @@ def test_a_value_of_another_type_is_refused(override, match):
         ("transforms.orientation=RAX", "transforms: orientation .*'RAX'"),
         ("transforms.spacing_mm=[1,1,0]", "transforms: spacing_mm must be three positive numbers"),
         ("transforms.intensity=loud", "transforms: 'loud'"),
-        ("transforms.augment.flip_probability=2", "transforms.augment: flip_probability must be in .0, 1., got 2"),
+        ("augment.mirror_probability=2", "augment: mirror_probability must be in .0, 1., got 2"),
+        ("augment.scaling=[1.2,0.9]", "augment: scaling must be two rising numbers in .*got .1.2, 0.9."),
+        ("augment.mirror_axes=[3]", "augment: mirror_axes must be some of 0, 1 and 2"),
         ("trainer.max_epochs=0", "trainer: max_epochs must be at least 1, got 0"),
         ("trainer.window_overlap=1", "trainer: overlap must be in .0, 1., got 1"),
         ("trainer.precision=fp8", "trainer: precision must be one of auto, bf16, float32, got 'fp8'"),

@@ -6,7 +6,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from medfocal.data.cases import clean_image, empty_grid, read_case, read_weights
+from medfocal.data.cases import classes_of, clean_image, empty_grid, read_case, read_weights
 from medfocal.data.manifest import Case, LabelScheme
 from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.volume import Volume, write_volume
@@ -226,3 +226,127 @@ def test_weights_are_read_on_the_grid_of_the_case(tmp_path):
 def test_a_share_that_is_no_number_is_refused_as_such(tmp_path):
     with pytest.raises(InputError, match=r"'c1': reader 1:.*NaN or infinite"):
         read_case(annotated(tmp_path, mark(np.nan, np.float32)), LABELS, with_readers=True)
+
+
+# What label values mean
+
+COILED = LabelScheme({0: "background", 1: "lesion", 2: "coil"}, values={0: 0, 255: 1, 40: 2}, ignore_value=7)
+
+
+def test_values_of_a_file_become_classes_and_what_nobody_judged_is_background():
+    array = np.zeros(SHAPE, np.int16)
+    array[1, 2, 3], array[4, 5, 6], array[7, 8, 1] = 255, 40, 7
+    classes, ignore = classes_of(array, COILED, "the label")
+    assert [int(classes[place]) for place in ((1, 2, 3), (4, 5, 6), (7, 8, 1), (0, 0, 0))] == [1, 2, 0, 0]
+    assert np.argwhere(ignore).tolist() == [[7, 8, 1]]
+    assert array[1, 2, 3] == 255
+
+
+def test_where_all_was_judged_there_is_no_map_of_what_was_not():
+    array = np.zeros(SHAPE, np.int16)
+    array[1, 2, 3] = 255
+    assert classes_of(array, COILED, "the label")[1] is None
+    array[1, 2, 3] = 1
+    assert classes_of(array, LABELS, "the label")[1] is None
+
+
+def test_values_that_are_their_own_classes_are_not_copied():
+    array = np.zeros(SHAPE, np.int16)
+    array[1, 2, 3] = 1
+    assert classes_of(array, LABELS, "the label")[0] is array
+
+
+def test_a_class_that_is_no_value_of_the_file_is_refused_with_the_values_that_are():
+    """1 is a class here, and the file writes it as 255."""
+    array = np.zeros(SHAPE, np.int16)
+    array[1, 2, 3] = 1
+    with pytest.raises(DatasetError, match=r"it names 0 \(background\), 40 \(coil\), 255 \(lesion\)"):
+        classes_of(array, COILED, "the label")
+
+
+def test_values_beyond_16_bits_are_known_or_refused_like_others():
+    array = np.zeros(SHAPE, np.int32)
+    array[1, 2, 3] = 100_000
+    known = LabelScheme({0: "background", 1: "lesion"}, values={0: 0, 100_000: 1})
+    assert int(classes_of(array, known, "the label")[0].sum()) == 1
+    with pytest.raises(DatasetError, match="the label holds 100000"):
+        classes_of(array, LABELS, "the label")
+
+
+def test_a_label_of_another_scheme_is_read_as_classes_with_what_nobody_judged(tmp_path):
+    label = np.zeros(SHAPE, np.uint8)
+    label[4:6, 4:6, 3], label[2, 2, 2] = 255, 7
+    found = read_case(case([stored(tmp_path, "a", body())], stored(tmp_path, "l", label)), COILED)
+    assert found.label.dtype == np.int16
+    np.testing.assert_array_equal(found.label, label == 255)
+    np.testing.assert_array_equal(found.ignore, label == 7)
+
+
+def test_what_any_reader_or_the_label_did_not_judge_is_ignored(tmp_path):
+    places = [(2, 2, 2), (3, 3, 3), (4, 4, 4)]
+    maps = [np.zeros(SHAPE, np.uint8) for _ in places]
+    for array, place in zip(maps, places, strict=True):
+        array[place] = 7
+    both = Case(
+        "c1", "p1", "training", (stored(tmp_path, "a", body()),), stored(tmp_path, "l", maps[0]),
+        (stored(tmp_path, "r1", maps[1]), stored(tmp_path, "r2", maps[2])),
+    )  # fmt: skip
+    found = read_case(both, COILED, with_readers=True)
+    assert [tuple(place) for place in np.argwhere(found.ignore).tolist()] == places
+    assert not found.readers.any()
+    alone = read_case(both, COILED)
+    assert np.argwhere(alone.ignore).tolist() == [[2, 2, 2]]
+    without = Case("c1", "p1", "training", both.images, None, both.annotations)
+    assert np.argwhere(read_case(without, COILED, with_readers=True).ignore).tolist() == [[3, 3, 3], [4, 4, 4]]
+
+
+# Channels on grids of their own
+
+
+def apart(images, **kinds):
+    return Case("c1", "p1", "training", tuple(images), None, (), resample_channels=True, **kinds)
+
+
+def test_a_channel_on_a_grid_of_its_own_is_brought_onto_that_of_the_first(tmp_path):
+    """Linear in the world, so that interpolation is exact wherever the second channel has voxels on both sides."""
+
+    def ramp(shape, affine):
+        world = np.moveaxis(np.indices(shape), 0, -1) @ affine[:3, :3].T + affine[:3, 3]
+        return (500 + world @ [3.0, -2.0, 1.0]).astype(np.float32)
+
+    other = np.array([[0, 0.8, 0, 24.0], [-2.0, 0, 0, 19.0], [0, 0, 2.5, -44.0], [0, 0, 0, 1.0]])
+    images = [stored(tmp_path, "a", body()), stored(tmp_path, "b", ramp((10, 12, 12), other), other)]
+    found = read_case(apart(images), LABELS)
+    assert found.image.shape == (2, *SHAPE)
+    np.testing.assert_array_equal(found.image[0], body())
+    np.testing.assert_array_equal(found.grid.affine, AFFINE)
+    np.testing.assert_allclose(found.image[1], ramp(SHAPE, AFFINE), rtol=1e-5)
+
+
+def test_a_channel_that_covers_less_is_0_where_it_does_not_reach(tmp_path):
+    half = body()[:6]
+    found = read_case(apart([stored(tmp_path, "a", body()), stored(tmp_path, "b", half)]), LABELS)
+    np.testing.assert_allclose(found.image[1, :6], half, atol=1e-3)
+    assert not found.image[1, 7:].any()
+
+
+def test_a_channel_on_the_same_grid_is_not_interpolated(tmp_path):
+    images = [stored(tmp_path, "a", body()), stored(tmp_path, "b", body() * 3, moved(0.004))]
+    np.testing.assert_array_equal(read_case(apart(images), LABELS).image[1], body() * 3)
+
+
+def test_channels_that_do_not_meet_are_refused_with_the_distance(tmp_path):
+    images = [stored(tmp_path, "a", body()), stored(tmp_path, "b", body(), moved(500))]
+    with pytest.raises(GeometryError, match=r"lie apart: origin"):
+        read_case(apart(images), LABELS)
+
+
+def test_the_label_must_lie_on_the_grid_of_the_first_channel_though_channels_differ(tmp_path):
+    label = np.zeros((11, 10, 8), np.uint8)
+    second = stored(tmp_path, "b", body()[:-1])
+    known = Case(
+        "c1", "p1", "training", (stored(tmp_path, "a", body()), second), stored(tmp_path, "l", label), (),
+        resample_channels=True,
+    )  # fmt: skip
+    with pytest.raises(GeometryError, match="label and image grids differ: shape"):
+        read_case(known, LABELS)

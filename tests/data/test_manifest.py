@@ -1,211 +1,97 @@
-"""dataset.json: what it says, and every reason to refuse it."""
+"""Cases, patients and files of a dataset are sound, or all that is wrong with them is told at once."""
 
-from __future__ import annotations
-
-import json
+import os
 
 import pytest
 
-from medfocal.data.manifest import read_manifest
-from medfocal.errors import DatasetError, InputError
-
-
-def entry(name, patient=None, **more):
-    return {"image": f"{name}.nii.gz", "label": f"{name}_label.nii.gz", "patient": patient or f"p_{name}", **more}
-
-
-def content(**more):
-    return {
-        "name": "Rare",
-        "channel_names": {"0": "FLAIR"},
-        "labels": {"0": "background", "1": "lesion"},
-        "training": [entry("a"), entry("b")],
-        "validation": [entry("c")],
-        "test": [entry("d")],
-        **more,
-    }
+from medfocal.data.manifest import NUM_FAULTS, Case, LabelScheme, Manifest, check_manifest, listed, refuse
+from medfocal.errors import DatasetError
 
 
 @pytest.fixture
-def dataset(tmp_path):
-    """Writes a manifest, and an empty file for every path in it: `dataset(content, missing=[...])`."""
+def manifest(tmp_path):
+    """A manifest of cases `(name, patient, split)` whose files exist: `manifest(*cases)`."""
 
-    def write(values, missing=()):
-        path = tmp_path / "dataset.json"
-        path.write_text(json.dumps(values), encoding="utf-8")
-        for split in ("training", "validation", "test"):
-            for given in values.get(split, []):
-                item = {"image": given} if isinstance(given, str) else given
-                files = item["image"] if isinstance(item["image"], list) else [item["image"]]
-                for name in (*files, item.get("label"), *item.get("annotations", [])):
-                    if name and name not in missing:
-                        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-                        (tmp_path / name).write_bytes(b"")
-        return path
+    def make(*given):
+        cases = []
+        for name, patient, split in given:
+            files = [tmp_path / f"{name}_{what}.nii" for what in ("image", "label")]
+            for file in files:
+                file.touch()
+            cases.append(Case(name, patient, split, (files[0],), files[1]))
+        return Manifest(tmp_path / "d.json", "d", ("T1",), LabelScheme({0: "background", 1: "lesion"}), tuple(cases))
 
-    return write
+    return make
 
 
-def test_cases_channels_and_labels_are_read_in_order(dataset, tmp_path):
-    values = content(channel_names={"10": "c", "2": "b", "0": "a"})
-    images = ["x_0.nii.gz", "x_1.nii.gz", "x_2.nii.gz"]
-    values["training"] = [{"image": images, "label": "x.nii.gz", "annotations": ["r1.nii", "r2.nii"], "case": "x"}]
-    values["validation"], values["test"] = [], []
-    manifest = read_manifest(dataset(values))
-    assert manifest.name == "Rare"
-    assert manifest.channels == ("a", "b", "c")  # by number, not by text
-    assert manifest.labels == {0: "background", 1: "lesion"}
-    (case,) = manifest.split("training")
-    assert (case.name, case.patient, case.split) == ("x", "x", "training")
-    assert case.images == tuple(tmp_path / name for name in images)
-    assert case.label == tmp_path / "x.nii.gz"
-    assert case.annotations == (tmp_path / "r1.nii", tmp_path / "r2.nii")
+def test_a_sound_dataset_passes(manifest):
+    check_manifest(manifest(("a", "p", "training"), ("b", "p", "training"), ("c", "q", "test")))
 
 
-def test_a_case_is_named_for_its_image_unless_it_has_a_name(dataset):
-    values = content(training=[entry("sub/a"), entry("b", case=7, patient=12)], validation=[], test=[])
-    names = [(case.name, case.patient) for case in read_manifest(dataset(values)).cases]
-    assert names == [("a", "p_sub/a"), ("7", "12")]
+def test_faults_of_entries_are_told_together_with_those_of_cases(manifest):
+    with pytest.raises(DatasetError, match=r"(?s)d\.json' has 2 faults:\n  - line 7 is odd\n  - 1 patient is in more"):
+        check_manifest(manifest(("a", "p", "training"), ("b", "p", "test")), faults=["line 7 is odd"])
 
 
-def test_test_cases_may_do_without_a_label_and_may_be_plain_paths(dataset):
-    manifest = read_manifest(dataset(content(test=["d.nii.gz", {"image": "e.nii.gz"}])))
-    assert [(case.name, case.label) for case in manifest.split("test")] == [("d", None), ("e", None)]
+def test_without_cases_the_entries_that_were_wrong_are_the_reason(manifest):
+    with pytest.raises(DatasetError, match=r"d\.json': lists no case"):
+        check_manifest(manifest())
+    with pytest.raises(DatasetError, match=r"d\.json': line 7 is odd$"):
+        check_manifest(manifest(), faults=["line 7 is odd"])
 
 
-def test_modality_of_the_decathlon_names_the_channels(dataset):
-    values = content(modality={"0": "MRI"})
-    del values["channel_names"]
-    assert read_manifest(dataset(values)).channels == ("MRI",)
+def test_many_faults_are_counted_after_the_first(tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        refuse(tmp_path, [f"fault {number}" for number in range(NUM_FAULTS + 2)])
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"'{tmp_path}' has {NUM_FAULTS + 2} faults:"
+    assert lines[-2:] == [f"  - fault {NUM_FAULTS - 1}", "  - and 2 more"]
 
 
-def test_root_says_where_the_paths_start(dataset, tmp_path):
-    path = dataset(content())
-    elsewhere = tmp_path / "conf" / "dataset.json"
-    elsewhere.parent.mkdir()
-    path.rename(elsewhere)
-    assert len(read_manifest(elsewhere, root=tmp_path).cases) == 4
-    with pytest.raises(DatasetError, match=r"8 files named in .* do not exist"):
-        read_manifest(elsewhere)
+def test_lines_of_a_fault_stay_together(tmp_path):
+    with pytest.raises(DatasetError, match=r"  - one\n    more of it\n  - two$"):
+        refuse(tmp_path, ["one\nmore of it", "two"])
 
 
-def test_a_patient_in_two_splits_is_refused(dataset):
-    values = content(validation=[entry("c", "p_a")], test=[entry("d", "p_b")])
-    with pytest.raises(
-        DatasetError, match=r"2 patients are in more than one of 'training', 'validation', 'test': p_a, p_b\. Split by"
-    ):
-        read_manifest(dataset(values))
+def test_nothing_is_refused_without_a_fault(tmp_path):
+    refuse(tmp_path, [])
 
 
-def test_a_case_without_a_patient_is_its_own_patient_and_can_still_collide(dataset):
-    values = content(validation=[{"image": "c.nii.gz", "label": "c_l.nii.gz", "case": "c", "patient": "a"}])
-    del values["training"][0]["patient"]
-    with pytest.raises(DatasetError, match="1 patient is in more than one of 'training', 'validation': a"):
-        read_manifest(dataset(values))
+def test_ten_names_are_listed_in_order_and_the_others_counted():
+    assert listed(["b", "a"]) == "a, b"
+    assert listed(f"n{number:02d}" for number in reversed(range(12))).endswith("n08, n09 and 2 more")
 
 
-def test_two_cases_of_a_patient_in_one_split_are_welcome(dataset):
-    assert len(read_manifest(dataset(content(training=[entry("a", "p"), entry("b", "p")]))).cases) == 4
+@pytest.mark.parametrize("num_files", [1, 20])
+def test_missing_files_are_found_whether_a_folder_is_listed_or_not(manifest, num_files):
+    found = manifest(*((f"c{number}", "p", "training") for number in range(num_files)))
+    check_manifest(found)
+    found.cases[0].label.unlink()
+    with pytest.raises(DatasetError, match=r"1 file named in it does not exist:\n    case 'c0': '.*c0_label\.nii'"):
+        check_manifest(found)
 
 
-def test_a_case_listed_twice_is_refused_even_across_splits_and_folders(dataset):
-    with pytest.raises(DatasetError, match="lists a more than once"):
-        read_manifest(dataset(content(validation=[entry("other/a", "q")])))
+@pytest.mark.parametrize("num_cases", [1, 20])
+def test_a_folder_and_a_dead_link_are_no_files_and_a_link_to_a_file_is_one(manifest, num_cases, tmp_path):
+    found = manifest(*((f"c{number}", "p", "training") for number in range(num_cases)))
+    label = found.cases[0].label
+    label.rename(tmp_path / "real.nii")
+    label.symlink_to(tmp_path / "real.nii")
+    check_manifest(found)
+    (tmp_path / "real.nii").unlink()
+    with pytest.raises(DatasetError, match="1 file named in it does not exist"):
+        check_manifest(found)
+    label.unlink()
+    label.mkdir()
+    with pytest.raises(DatasetError, match="1 file named in it does not exist"):
+        check_manifest(found)
 
 
-def test_missing_files_are_all_named_up_to_ten(dataset):
-    with pytest.raises(DatasetError, match=r"1 file named in .* does not exist:\n    case 'b': '.*b_label\.nii\.gz'"):
-        read_manifest(dataset(content(), missing=["b_label.nii.gz"]))
-    many = content(training=[entry(f"t{n:02d}") for n in range(12)])
-    with pytest.raises(DatasetError, match=r"(?s)12 files .*t09_label.*… and 2 more"):
-        read_manifest(dataset(many, missing=[f"t{n:02d}_label.nii.gz" for n in range(12)]))
-    with pytest.raises(DatasetError, match="r1"):
-        read_manifest(dataset(content(test=[entry("z", annotations=["r1.nii"])]), missing=["r1.nii"]))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"training": [], "validation": [], "test": []}, "lists no case"),
-        ({"training": {"a": 1}}, "'training' must be a list of cases, got dict"),
-        ({"training": [5]}, "entry 1 of 'training': an object with 'image' is expected, got 5"),
-        ({"training": [{"label": "a"}]}, "an object with 'image' is expected"),
-        ({"training": [{"image": 3, "label": "a"}]}, "must be paths"),
-        ({"training": [{"image": "a", "label": ["a"]}]}, "must be paths"),
-        ({"training": [{"image": "a", "label": "a", "annotations": "r.nii"}]}, "must be paths"),
-        ({"training": [{"image": "a", "label": "a", "annotations": [None]}]}, "must be paths"),
-        ({"training": [{"image": ["a", "b"], "label": "a"}]}, "2 images where the dataset has 1 channels"),
-        ({"training": [{"image": [], "label": "a"}]}, "0 images where the dataset has 1 channels"),
-        ({"training": [{"image": "a.nii"}]}, "'label' and 'annotations' are missing; only test cases may"),
-        ({"validation": [{"image": "a.nii", "label": None}]}, "entry 1 of 'validation': 'label' and 'annotations'"),
-        (
-            {"training": [{"image": "a.nii", "label": "l", "annotations": ["r", "s", "r"]}]},
-            "'annotations' names a file twice",
-        ),
-        (
-            {"training": [{"image": "a.nii", "label": "l", "annotation": ["r"]}]},
-            r"there is no 'annotation' \(did you mean 'annotations'\?\)",
-        ),
-        ({"labels": {str(n): "x" for n in range(257)}}, "257 label values.*at most 256"),
-        ({"labels": {"0": "background"}}, r"without gaps, got \[0\]"),
-        ({"labels": {"0": "background", "2": "lesion"}}, r"without gaps, got \[0, 2\]"),
-        ({"labels": {"1": "lesion", "2": "cyst"}}, r"without gaps, got \[1, 2\]"),
-        ({"labels": {"background": 0, "lesion": 1}}, "no usable 'labels'"),
-        ({"labels": {"0": "b", "1": "l", "01": "m"}}, "no usable 'labels'"),
-        ({"labels": {"0": "b", "²": "l"}}, "no usable 'labels'"),
-        ({"labels": {"0": "b", "9" * 5000: "l"}}, "no usable 'labels'"),
-        ({"labels": ["background", "lesion"]}, "no usable 'labels'"),
-        ({"channel_names": {}}, "no usable 'channel_names'"),
-        ({"channel_names": "FLAIR"}, "no usable 'channel_names'"),
-        ({"training": [entry("a", case=None)]}, "'case' must be a name, got None"),
-        ({"training": [entry("a", case="")]}, "'case' must be a name, got ''"),
-        ({"training": [entry("a", case={"x": 1})]}, "'case' must be a name"),
-        ({"training": [entry("a", case=True)]}, "'case' must be a name, got True"),
-        ({"training": [{"image": "a.nii", "label": "a", "patient": None}]}, "'patient' must be a name, got None"),
-        ({"training": [{"image": "a.nii", "label": "a", "patient": " "}]}, "'patient' must be a name, got ' '"),
-    ],
-)
-def test_a_manifest_that_makes_no_sense_is_refused(tmp_path, change, message):
-    path = tmp_path / "dataset.json"
-    path.write_text(json.dumps(content(**change)))
-    with pytest.raises(DatasetError, match=message):
-        read_manifest(path)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["../../etc/passwd", "/etc/passwd", "..", ".hidden", "a\\b", "a\nb", "a\0b", "a\x1b[2J", "a\u202eb", "n" * 300],
-)
-def test_a_case_name_that_would_be_no_plain_file_name_is_refused(tmp_path, name):
-    path = tmp_path / "dataset.json"
-    path.write_text(json.dumps(content(training=[entry("a", case=name)])))
-    with pytest.raises(DatasetError, match=r"a case name becomes a file name, so .* cannot be one"):
-        read_manifest(path)
-
-
-@pytest.mark.parametrize("name", ["sub-01_ses-2", "Jänner 2", "患者7", "a.b", "-rf", "$(id)", "a;b"])
-def test_an_unusual_but_possible_case_name_is_welcome(dataset, name):
-    assert read_manifest(dataset(content(test=[entry("d", case=name)]))).split("test")[0].name == name
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b"", "is not JSON"),
-        (b"{", "is not JSON"),
-        (b"\xff\xfe{}", "is not JSON"),
-        (b"[" * 100_000, "is not JSON"),
-        (b"[]", "holds a list"),
-        (b"null", "holds a NoneType"),
-    ],
-)
-def test_what_is_no_json_object_is_an_input_error(tmp_path, data, message):
-    (tmp_path / "dataset.json").write_bytes(data)
-    with pytest.raises(InputError, match=message):
-        read_manifest(tmp_path / "dataset.json")
-
-
-def test_a_missing_dataset_file_and_a_folder_are_input_errors(tmp_path):
-    for path, what in ((tmp_path / "dataset.json", "does not exist"), (tmp_path, "is a folder")):
-        with pytest.raises(InputError, match=rf"{what}\. Set data\.dataset"):
-            read_manifest(path)
+def test_each_folder_of_many_files_is_asked_once(manifest, monkeypatch):
+    found = manifest(*((f"c{number}", "p", "training") for number in range(50)))
+    asked = []
+    listing, stat = os.scandir, os.stat
+    monkeypatch.setattr(os, "scandir", lambda path: asked.append(path) or listing(path))
+    monkeypatch.setattr(os, "stat", lambda path, **more: asked.append(path) or stat(path, **more))
+    check_manifest(found)
+    assert len(asked) == 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy import ndimage
 
-from medfocal.annotations.target import Target
+from medfocal.annotations.target import Target, as_shares
 from medfocal.data.manifest import Case
 from medfocal.data.stored import training_case
 from medfocal.data.transforms import PreparedCase
@@ -465,3 +466,116 @@ def test_cases_that_get_no_transplant_are_counted():
     cases = [prepared(blocks(BLOCK)), prepared(blocks(), spacing=(1, 1, 1)), prepared(blocks(), spacing=(2, 2, 2))]
     (line,) = messages_of(lambda: transplants(*cases))
     assert line.startswith("2 of 3 training cases get no transplant")
+
+
+NESTED = np.array([[0, 0], [1, 0], [1, 1]], np.float32)  # classes 0, 1, 2 in two regions, the second within the first
+SINGLE = np.array([[0], [1]], np.float32)
+
+
+def two_classes():
+    """The block of class 1 with one of its four planes of class 2."""
+    label = blocks(BLOCK)
+    label[8, 8:11, 7:10] = 2
+    return label
+
+
+def taught(source, target, weight=None, *, index=0, label=None):
+    """What a patch of an even image becomes: image, label, target and weight."""
+    image, empty, body = a_patch()
+    label = empty if label is None else label.copy()
+    target = None if target is None else target.copy()
+    weight = None if weight is None else weight.copy()
+    source(image, label, body=body, case=0, epoch=0, index=index, target=target, weight=weight)
+    return image, label, target, weight
+
+
+def test_regions_of_a_transplant_are_those_of_its_classes():
+    source = LesionTransplants(
+        [prepared(two_classes())], patch_size=PATCH, probability=0.8, seed=3, membership=NESTED, weighted=False
+    )
+    num_lesions = 0
+    for index in range(30):
+        _, label, target, _ = taught(source, np.zeros((2, *PATCH), np.float32), index=index)
+        np.testing.assert_array_equal(target, as_shares(label, NESTED))
+        num_lesions += label.any()
+    assert num_lesions > 10
+
+
+def test_shares_of_a_transplant_come_along_as_far_as_its_intensities_do_and_no_further():
+    """Shares of 0.25 all over the case, 0.75 in its lesion: around a transplant they end with its soft margin."""
+    lesion = blocks(BLOCK)
+    case = prepared(lesion)
+    shares = np.where(lesion > 0, 0.75, 0.25).astype(np.float16)[None]
+    case = replace(case, target=Target(case.target.lesions, (shares,)))
+    source = LesionTransplants([case], patch_size=PATCH, probability=0.5, seed=3, membership=SINGLE)
+    for index in range(100):
+        _, label, target, _ = taught(source, np.zeros((1, *PATCH), np.float32), index=index)
+        if ndimage.label(label)[1] != 1:
+            continue
+        expected = np.where(label > 0, 0.75, np.where(soft_by_loop(label > 0) > 0, 0.25, 0))
+        np.testing.assert_array_equal(target[0], expected)
+        break
+    else:
+        raise AssertionError
+
+
+def test_where_shares_are_there_already_the_larger_one_stays():
+    source = LesionTransplants([prepared(blocks(BLOCK))], patch_size=PATCH, probability=0.8, seed=3, membership=SINGLE)
+    before = np.random.default_rng(0).uniform(0, 0.9, (1, *PATCH)).astype(np.float32)
+    for index in range(10):
+        _, label, target, _ = taught(source, before, index=index)
+        np.testing.assert_array_equal(target[0], np.where(label > 0, 1, before[0]))
+
+
+def test_a_lesion_of_several_readers_teaches_what_one_of_them_drew():
+    lesion, small = blocks(BLOCK), blocks(((9, 11), (9, 10), (8, 9)))
+    case = replace(prepared(lesion), target=Target(lesion, (lesion * 0, small, lesion)))
+    source = transplants(case, probability=0.5)
+    seen = set()
+    for index in range(150):
+        image, label, target, _ = taught(source, np.zeros(PATCH, np.uint8), index=index)
+        if (label > 0).sum() == 36:  # one transplant
+            assert (image > -4).sum() >= 36
+            assert not target[label == 0].any()
+            seen.add(int(target.sum()))
+    assert seen == {0, 2, 36}
+
+
+def test_what_is_taught_changes_neither_where_lesions_go_nor_how_they_look():
+    plain = transplants(prepared(two_classes()))
+    shares = LesionTransplants(
+        [prepared(two_classes())], patch_size=PATCH, probability=0.8, seed=3, membership=NESTED, weighted=True
+    )
+    ones = np.ones(PATCH, np.float32)
+    for index in range(20):
+        alone = taught(plain, None, index=index)
+        found = taught(shares, np.zeros((2, *PATCH), np.float32), ones, index=index)
+        np.testing.assert_array_equal(found[0], alone[0])
+        np.testing.assert_array_equal(found[1], alone[1])
+
+
+@pytest.mark.parametrize("given", [None, 0.25, 0.0])
+def test_a_transplant_brings_its_weights_or_1_where_its_case_has_none(given):
+    case = prepared(blocks(BLOCK))
+    if given is not None:
+        case = replace(case, target=replace(case.target, weight=np.full(SHAPE, given, np.float32)))
+    source = LesionTransplants([case], patch_size=PATCH, probability=0.5, seed=3, weighted=True)
+    before = np.random.default_rng(0).uniform(2, 3, PATCH).astype(np.float32)
+    for index in range(100):
+        _, label, _, weight = taught(source, None, before, index=index)
+        if ndimage.label(label)[1] == 1:
+            soft = soft_by_loop(label > 0) > 0
+            np.testing.assert_array_equal(weight, np.where(soft, 1 if given is None else given, before))
+            return
+    raise AssertionError
+
+
+def test_weights_of_an_image_in_the_cache_are_taken_too():
+    """There they are whole numbers where they are 0 and 1."""
+    case = prepared(blocks(BLOCK))
+    case = replace(case, target=replace(case.target, weight=np.ones(SHAPE, np.uint8)))
+    source = LesionTransplants([case], patch_size=PATCH, probability=0.8, seed=3, weighted=True)
+    _, label, _, weight = taught(source, None, np.zeros(PATCH, np.float32), index=1)
+    assert label.any()
+    assert weight.dtype == np.float32
+    assert (weight[label > 0] == 1).all()

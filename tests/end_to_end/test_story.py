@@ -72,12 +72,12 @@ def predicted(home, manifest, tmp_path_factory):
 def test_check_finds_no_fault_and_counts_the_cases(dataset, tmp_path):
     out = done("check", f"data.dataset={dataset}", "output=report", folder=tmp_path)
     assert re.search(r"training: 3 cases, \d+ lesions", out)
-    assert "no fault in 6 cases" in out
+    assert "no error in 6 cases" in out
     assert read_json(tmp_path / "report" / "dataset_report.json")["errors"] == []
 
 
 def test_the_run_folder_holds_what_the_contract_says_and_nothing_else(home, manifest):
-    wanted = {"config.yaml", "environment.json", "split.json", "metrics.csv", "train.log", "curves.png"}
+    wanted = {"config.yaml", "environment.json", "split.json", "metrics.csv", "visits.csv", "train.log", "curves.png"}
     wanted |= {"checkpoints/last.pt", "checkpoints/best.pt", "model/model.json", "model/weights.safetensors"}
     wanted |= {f"{split}/{name}" for split in ("validation", "test") for name in EVALUATION}
     tails = ("mask.nii.gz", "probability.nii.gz", "candidates.csv")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +13,10 @@ from scipy import ndimage
 
 from medfocal.annotations.target import Target
 from medfocal.data.augment import BatchAugmentation
+from medfocal.data.cache import Cache
 from medfocal.data.manifest import Case
 from medfocal.data.sampling import LesionBalancedSampler, cut_body, cut_patch
-from medfocal.data.stored import training_case
+from medfocal.data.stored import Precision, open_training, store_image, store_target, training_case
 from medfocal.data.transforms import PreparedCase
 from medfocal.data.transplant import LesionTransplants
 from medfocal.errors import DatasetError
@@ -40,17 +43,28 @@ def cases(shape=SHAPE):
 
 
 def source(
-    *, augment=True, seed=3, batch_size=3, lesion_fraction=0.5, probability=0.0, known=None, patch=PATCH, num_outputs=2
+    *,
+    augment=True,
+    seed=3,
+    batch_size=3,
+    lesion_fraction=0.5,
+    probability=0.0,
+    known=None,
+    patch=PATCH,
+    num_outputs=2,
+    membership=None,
+    with_background=True,
 ):
     known = known or cases()
     sampler = LesionBalancedSampler(known, patch_size=patch, lesion_fraction=lesion_fraction, seed=seed)
     soft, weighted = any(c.target.is_soft for c in known), any(c.target.weight is not None for c in known)
-    form = {"membership": np.eye(num_outputs + 1, dtype=np.float32)[:, 1:] if soft else None, "weighted": weighted}
+    if membership is None and soft:
+        membership = np.eye(num_outputs + 1, dtype=np.float32)[:, 1:]
+    form = {"membership": membership, "weighted": weighted}
     transplants = LesionTransplants(known, patch_size=patch, probability=probability, seed=seed, **form)
-    changes = BatchAugmentation(rotation_probability=0.5) if augment else None
-    return BatchSource(
-        known, sampler, transplants=transplants, augment=changes, batch_size=batch_size, seed=seed, **form
-    )
+    changes = BatchAugmentation(rotation_probability=0.5) if augment is True else augment or None
+    settings = {"batch_size": batch_size, "seed": seed, "with_background": with_background}
+    return BatchSource(known, sampler, transplants=transplants, augment=changes, **settings, **form)
 
 
 def with_transplants(**changes):
@@ -258,3 +272,220 @@ def test_weights_that_are_all_0_are_refused():
     known = with_targets([[case.target.lesions] for case in cases()], [np.zeros(SHAPE, np.float32)] * 2)
     with pytest.raises(DatasetError, match="the voxel weights are 0"):
         source(known=known).foreground_shares(2)
+
+
+class Wider:
+    """Asks for more than the patch, and then takes its middle, as changes do that need what lies around."""
+
+    margin = (3, 2, 5)
+
+    def input_size(self, patch_size, spacings_mm):
+        assert len(spacings_mm) == 2
+        return tuple(n + 2 * m for n, m in zip(patch_size, self.margin, strict=True))
+
+    def __call__(self, batch, *, seeds, spacing_mm, patch_size):
+        assert len(seeds) == len(spacing_mm) == len(batch["image"])
+        inner = tuple(slice(m, m + n) for m, n in zip(self.margin, patch_size, strict=True))
+        return {key: values[(..., *inner)] for key, values in batch.items()}
+
+
+def soft_and_weighted(shape):
+    """The two cases with shares made of their intensities, one of them with weights."""
+    first, second = cases(shape)
+    shares = [np.stack([case.image[0] / 4, case.image[1] / 8]).astype(np.float16) for case in (first, second)]
+    weight = np.random.default_rng(5).uniform(0.1, 1, shape).astype(np.float32)
+    first = replace(first, target=replace(first.target, alternatives=(shares[0],), weight=weight))
+    return [first, replace(second, target=replace(second.target, alternatives=(shares[1],)))]
+
+
+@pytest.mark.parametrize("make_cases", [cases, soft_and_weighted])
+def test_what_is_cut_around_a_patch_changes_nothing_in_it(make_cases):
+    """Lesions that are set in among it: they stay within the patch, at the same places."""
+    settings = {"known": make_cases(WIDE), "batch_size": 30}
+    narrow, wide = (with_transplants(augment=changes, **settings).batch(1, 2) for changes in (False, Wider()))
+    assert same(narrow, wide)
+    assert narrow.weight is None or torch.equal(narrow.weight, wide.weight)
+    alone = with_transplants(augment=False, probability=0.0, **settings).batch(1, 2)
+    assert not torch.equal(alone.image, narrow.image)
+
+
+def test_changes_that_never_happen_change_nothing_however_much_they_ask_for():
+    names = ("low_resolution", "blur", "noise", "brightness", "contrast", "gamma", "gamma_inverted", "mirror")
+    never = BatchAugmentation(
+        rotation_probability=1e-12, scaling_probability=1e-12, **{f"{name}_probability": 0.0 for name in names}
+    )
+    settings = {"known": soft_and_weighted(WIDE), "batch_size": 30}
+    assert never.input_size(WIDE_PATCH, [(1, 1, 1)]) != WIDE_PATCH
+    plain, changed = (with_transplants(augment=changes, **settings).batch(1, 2) for changes in (False, never))
+    assert same(plain, changed)
+    assert torch.equal(plain.weight, changed.weight)
+
+
+def test_lesions_are_set_into_the_patch_and_nothing_around_it_is_touched():
+    settings = {"augment": Wider(), "known": soft_and_weighted(WIDE), "batch_size": 30}
+    before, after = (with_transplants(probability=q, **settings).cut(0, 0).planes for q in (0.0, 0.8))
+    inner = tuple(slice(m, m + n) for m, n in zip(Wider.margin, WIDE_PATCH, strict=True))
+    for key in ("image", "shares", "weight"):
+        assert not torch.equal(before[key], after[key])
+        before[key][(..., *inner)] = after[key][(..., *inner)]
+        assert torch.equal(before[key], after[key])
+
+
+def test_nothing_depends_on_the_number_of_threads():
+    made, num_threads = with_transplants(batch_size=4), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = list(made.epoch(1, 2))
+        torch.set_num_threads(4)
+        together = list(with_transplants(batch_size=4).epoch(1, 2))
+    finally:
+        torch.set_num_threads(num_threads)
+    assert all(same(a, b) for a, b in zip(alone, together, strict=True))
+
+
+class Slow:
+    """Changes nothing, slowly, and counts how often it was asked."""
+
+    def __init__(self):
+        self.num_batches = 0
+
+    def input_size(self, patch_size, spacings_mm):  # noqa: ARG002
+        return tuple(patch_size)
+
+    def __call__(self, batch, **_):
+        time.sleep(0.1)
+        self.num_batches += 1
+        return dict(batch)
+
+
+def test_an_epoch_that_is_left_early_leaves_no_work_behind():
+    before, changes = threading.active_count(), Slow()
+    steps = source(augment=changes).epoch(0, 100)
+    next(steps)
+    started = time.monotonic()
+    steps.close()
+    assert time.monotonic() - started < 5  # of 10 s of work, the batch under way is awaited
+    assert threading.active_count() == before
+    made = changes.num_batches
+    assert made <= 3
+    time.sleep(0.3)
+    assert changes.num_batches == made
+
+
+def test_batches_are_made_ahead_but_not_all_of_them():
+    changes = Slow()
+    steps = source(augment=changes).epoch(0, 100)
+    next(steps)
+    time.sleep(1.5)
+    assert changes.num_batches == 3
+    steps.close()
+
+
+class Broken(Slow):
+    def __call__(self, batch, **_):  # noqa: ARG002
+        raise DatasetError("this batch cannot be changed")
+
+
+def test_what_fails_in_the_background_is_raised_where_batches_are_taken():
+    with pytest.raises(DatasetError, match="this batch cannot be changed"):
+        list(source(augment=Broken()).epoch(0, 5))
+
+
+#: All that moves voxels, and often.
+MOVING = BatchAugmentation(rotation_probability=0.9, scaling_probability=0.9, elastic_probability=0.5)
+
+
+def test_voxels_that_nobody_judged_weigh_nothing_after_any_change():
+    """Here they have a class of their own, 7, that shows where they went: no voxel next to one may teach it."""
+    known, unjudged = [], np.random.default_rng(0).random(WIDE) < 0.05
+    for case in cases(WIDE):
+        classes = np.where(unjudged, 7, case.target.lesions).astype(np.uint8)
+        weight = (~unjudged).astype(np.uint8)
+        known.append(replace(case, target=Target(case.target.lesions, (classes,), weight)))
+    batch = source(augment=MOVING, known=known, patch=WIDE_PATCH, batch_size=20).batch(0, 0)
+    assert (batch.target == 7).float().mean() > 0.02
+    assert not batch.weight[batch.target == 7].any()
+    assert (batch.weight > 0).float().mean() > 0.3
+    assert (batch.weight >= 0).all()
+    assert (batch.weight <= 1.001).all()
+
+
+def test_without_changes_voxels_that_nobody_judged_weigh_nothing_and_all_others_1():
+    unjudged = np.random.default_rng(0).random(SHAPE) < 0.3
+    known = [
+        replace(case, target=replace(case.target, weight=np.where(unjudged, 0, 1).astype(np.uint8))) for case in cases()
+    ]
+    made = source(augment=False, known=known)
+    sampler = LesionBalancedSampler(known, patch_size=PATCH, lesion_fraction=0.5, seed=3)
+    batch = made.batch(0, 0)
+    assert batch.weight.dtype == torch.float32
+    for index in range(3):
+        expected = ~cut_patch(unjudged, sampler.draw(0, index).start, PATCH)
+        np.testing.assert_array_equal(batch.weight[index], expected)
+
+
+def test_weights_that_are_not_0_are_interpolated_as_they_are():
+    weights = [np.full(WIDE, 0.3, np.float32)] * 2
+    known = [replace(c, target=replace(c.target, weight=w)) for c, w in zip(cases(WIDE), weights, strict=True)]
+    small = BatchAugmentation(scaling_probability=1.0, scaling=(1.05, 1.2), rotation_probability=0.0)
+    batch = source(augment=small, known=known, patch=WIDE_PATCH).batch(0, 0)
+    assert torch.allclose(batch.weight, torch.tensor(0.3), atol=1e-6)
+
+
+NESTED = np.array([[0, 0], [1, 0], [1, 1]], np.float32)
+
+
+@pytest.mark.parametrize("make_cases", [cases, soft_and_weighted])
+@pytest.mark.parametrize("augment", [False, MOVING])
+def test_regions_are_channels_that_lie_within_each_other(make_cases, augment):
+    settings = {"known": make_cases(WIDE), "membership": NESTED, "with_background": False, "batch_size": 10}
+    batch = with_transplants(augment=augment, **settings).batch(0, 0)
+    assert (batch.target.shape, batch.target.dtype) == ((10, 2, *WIDE_PATCH), torch.float32)
+    whole, core = batch.target[:, 0], batch.target[:, 1]
+    assert (whole >= core).all()
+    assert core.any()
+    assert (whole > core).any()
+    assert (whole <= 1).all()
+    if make_cases is cases and augment is False:
+        classes = with_transplants(augment=False, known=cases(WIDE), batch_size=10).batch(0, 0).target
+        assert torch.equal(whole, (classes >= 1).float())
+        assert torch.equal(core, (classes >= 2).float())
+
+
+def test_the_share_of_regions_is_that_of_their_classes():
+    first, second = source().foreground_shares(2)
+    assert source(membership=NESTED).foreground_shares(2) == pytest.approx([first + second, second])
+
+
+def test_shares_sum_to_1_where_a_transplant_stands_in_the_margin_of_another_class():
+    """Shares of 0.9 all around, of the class that the case's lesions do not have."""
+    known = []
+    for case, value in zip(cases(WIDE), (1, 2), strict=True):
+        lesion = case.target.lesions > 0
+        shares = np.full((2, *WIDE), 0.9, np.float16) * ~lesion
+        shares[value - 1] = np.where(lesion, 0.9, 0)
+        known.append(replace(case, target=Target(case.target.lesions, (shares,))))
+    batch = with_transplants(known=known, augment=False, batch_size=40, lesion_fraction=0.0).batch(0, 0)
+    assert torch.allclose(batch.target.sum(dim=1), torch.ones(()), atol=1e-3)
+    assert (batch.target >= 0).all()
+    assert (batch.target[:, 1] > 0.4).any()
+
+
+def test_cases_from_the_cache_give_the_batches_that_those_in_memory_give(tmp_path):
+    """Their arrays are mapped and cannot be written."""
+    in_memory, mapped = [], []
+    for number, case in enumerate(soft_and_weighted(WIDE)):
+        grid = Volume(np.zeros(WIDE), case.affine)
+        alone = PreparedCase(case.case, torch.from_numpy(np.array(case.image)), case.affine, None, grid, None)
+        in_memory.append(training_case(alone, case.target, Precision.FLOAT16))
+        cache, target = Cache(tmp_path), case.target
+        image = cache.get("image", str(number), lambda writer, c=alone: store_image(writer, c, np.dtype(np.float16)))
+        taught = cache.get("target", str(number), lambda writer, c=alone, t=target: store_target(writer, c, t))
+        mapped.append(open_training(case.case, image, taught))
+        assert not mapped[-1].image.flags.writeable
+    first, second = (with_transplants(known=known, augment=MOVING, batch_size=12) for known in (in_memory, mapped))
+    for step in range(3):
+        a, b = first.batch(0, step), second.batch(0, step)
+        assert same(a, b)
+        assert torch.equal(a.weight, b.weight)
+    assert first.foreground_shares(2) == second.foreground_shares(2)

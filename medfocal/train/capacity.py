@@ -1,0 +1,144 @@
+"""What this machine can do: the memory that is free, and the time of a real training step."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from medfocal.data.fingerprint import Fingerprint
+from medfocal.data.plan import Plan
+from medfocal.infer.window import uses_bfloat16
+from medfocal.losses import FocalLoss
+from medfocal.networks import UNet3d
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """A training step on random patches.
+
+    Attributes:
+        seconds: Of the quickest of the steps that were timed.
+        forward_seconds: Of its forward pass.
+        peak_gb: Memory that was allocated on the GPU at its highest, None on a CPU.
+    """
+
+    seconds: float
+    forward_seconds: float
+    peak_gb: float | None
+
+
+def free_memory_gb(device: torch.device) -> float:
+    """Memory that a training could have now, in GB (1e9 bytes): of the GPU, or of the machine or its container."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9]
+    meminfo = _read(Path("/proc/meminfo"))
+    available = [line.split()[1] for line in meminfo.splitlines() if line.startswith("MemAvailable:")]
+    if available:  # what caches of files hold can be had as well
+        free = [int(available[0]) * 1024 / 1e9]
+    group = Path("/sys/fs/cgroup")
+    most, used = (_read(group / name).strip() for name in ("memory.max", "memory.current"))
+    if most.isdigit() and used.isdigit():
+        free.append(max(0, int(most) - int(used)) / 1e9)
+    return min(free)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
+
+def time_step(
+    build_network: Callable[..., torch.nn.Module],
+    loss: Any,
+    build_optimizer: Callable[..., torch.optim.Optimizer],
+    *,
+    in_channels: int,
+    out_channels: int,
+    patch_size: Sequence[int],
+    batch_size: int,
+    device: torch.device,
+    precision: str = "auto",
+    num_steps: int = 2,
+) -> StepTime:
+    """Train on random patches for a few steps, after one to warm up, and time them.
+
+    Args:
+        build_network: Takes `in_channels` and `out_channels`.
+        loss: A `medfocal.losses.TrainingLoss`.
+        build_optimizer: Takes the parameters.
+        in_channels: Of the image.
+        out_channels: Of the logits.
+        patch_size: Voxels.
+        batch_size: Patches.
+        device: Where.
+        precision: Of the trainer's settings.
+        num_steps: That are timed.
+    """
+    network = build_network(in_channels=in_channels, out_channels=out_channels).to(device).train()
+    optimizer = build_optimizer(network.parameters())
+    image = torch.randn(batch_size, in_channels, *patch_size, device=device)
+    target = (torch.rand(batch_size, *patch_size, device=device) < 0.01).long()
+    bfloat16 = uses_bfloat16(precision, device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    times = []
+    for _ in range(1 + num_steps):
+        started = _now(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            logits = network(image)
+        forward = _now(device) - started
+        optimizer.zero_grad(set_to_none=True)
+        loss(logits.float(), target).backward()
+        optimizer.step()
+        times.append((_now(device) - started, forward))
+    seconds, forward = min(times[1:])
+    peak = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else None
+    return StepTime(seconds, forward, peak)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic()
+
+
+def time_plan(plan: Plan, fingerprint: Fingerprint, device: torch.device) -> StepTime:
+    """Time a step of what a plan proposes: its network, its patches and focal loss, with AdamW."""
+    levels = plan.patch.levels
+    build_network = functools.partial(
+        UNet3d, channels=levels.channels, kernel_sizes=levels.kernel_sizes, strides=levels.strides
+    )
+    return time_step(
+        build_network,
+        FocalLoss(gamma=plan.value("loss.gamma"), alpha=plan.value("loss.alpha")),
+        torch.optim.AdamW,
+        in_channels=len(fingerprint.channels),
+        out_channels=len(fingerprint.labels),
+        patch_size=plan.patch.patch_size,
+        batch_size=plan.patch.batch_size,
+        device=device,
+    )
+
+
+def estimate_hours(plan: Plan, timed: StepTime) -> tuple[float, float]:
+    """Hours of all training steps, and of all validations, which are forward passes over windows.
+
+    Reading the cases, and evaluating what was found in them, is not in it.
+    """
+    epochs = plan.value("trainer.max_epochs")
+    steps = epochs * plan.value("trainer.steps_per_epoch")
+    patch = plan.patch
+    seconds_per_voxel = timed.forward_seconds / (patch.batch_size * math.prod(patch.patch_size))
+    windows = plan.num_validation_windows * math.ceil(epochs / plan.value("trainer.validate_every"))
+    return timed.seconds * steps / 3600, windows * math.prod(patch.window_size) * seconds_per_voxel / 3600
