@@ -429,6 +429,10 @@ def _check(conf: dict[str, Any]) -> None:
         message = "fix=true writes a repaired copy; give output=FOLDER for it"
         raise ConfigError(message)
     manifest = DataSettings(**conf["data"]).open(need_images=False)
+    if conf["fix"] and output is not None:
+        from medfocal.data.check.repair import refuse_own_folder
+
+        refuse_own_folder(manifest, output)
     report = check_dataset(manifest, limits=config.construct("limits", conf["limits"]), workers=workers)
     print_dataset_report(report)
     if output is not None:

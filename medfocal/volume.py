@@ -97,7 +97,7 @@ class Volume:
 
     def same_grid(self, other: Volume, tolerance_mm: float = GRID_TOLERANCE_MM) -> bool:
         """Whether both have the same shape and every corner lies within `tolerance_mm` of its fellow."""
-        return self.shape == other.shape and self._corner_distance_mm(other) <= tolerance_mm
+        return self.shape == other.shape and corner_distance_mm(self.affine, other.affine, self.shape) <= tolerance_mm
 
     def grid_difference(self, other: Volume) -> str:
         """Say in words how two grids differ, with both values."""
@@ -108,15 +108,17 @@ class Volume:
             return f"spacing {_triple(mine)} and {_triple(theirs)} mm"
         if self.axis_codes != other.axis_codes:
             return f"axes {''.join(self.axis_codes)} and {''.join(other.axis_codes)}"
-        far = self._corner_distance_mm(other)
+        far = corner_distance_mm(self.affine, other.affine, self.shape)
         return (
             f"origin {_triple(self.affine[:3, 3])} and {_triple(other.affine[:3, 3])} mm, "
             f"corners up to {far:.3g} mm apart"
         )
 
-    def _corner_distance_mm(self, other: Volume) -> float:
-        corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in self.shape))], float)
-        return float(np.linalg.norm((corners @ (self.affine - other.affine).T)[:, :3], axis=1).max())
+
+def corner_distance_mm(affine: NDArray[Any], other: NDArray[Any], shape: tuple[int, ...]) -> float:
+    """Longest way in mm between a corner of one grid and the same corner of another of the same shape."""
+    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shape))], float)
+    return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
 
 
 def spacing_of(affine: NDArray[np.float64]) -> tuple[float, ...]:

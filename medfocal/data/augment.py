@@ -357,8 +357,7 @@ class BatchAugmentation:
         return Warp(matrix=matrix, displacement=displacement, largest=(i, j, k))
 
     def _change_intensities(self, image: Tensor, changes: Changes, spacing_mm: Sequence[float]) -> None:
-        """In place; `image` is `(C, I, J, K)`, already mirrored and transposed."""
-        spacing_mm = _swapped(spacing_mm) if changes.transposed else spacing_mm
+        """In place; `image` is `(C, I, J, K)`, already mirrored and, where the spacing allows it, transposed."""
         with _background(image, kept=self.keeps_background and _is_any_intensity_changed(changes)):
             for channel, values in enumerate(image):
                 self._acquire(values, channel, changes, spacing_mm)
@@ -545,11 +544,6 @@ def _turned(values: Tensor, changes: Changes) -> Tensor:
     if changes.mirrored:
         values = values.flip([axis + 1 for axis in changes.mirrored])
     return values.transpose(1, 2) if changes.transposed else values
-
-
-def _swapped(spacing_mm: Sequence[float]) -> tuple[float, ...]:
-    first, second, third = spacing_mm
-    return second, first, third
 
 
 def _is_any_intensity_changed(changes: Changes) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,9 @@ from numpy.typing import NDArray
 from medfocal.annotations.corrupt import Corruption, case_rng
 from medfocal.annotations.severity import Severity, pool_severities, severity
 from medfocal.data.cases import read_case
-from medfocal.data.manifest import SPLITS, Case, Manifest, read_manifest
+from medfocal.data.formats import DatasetFormat, read_dataset
+from medfocal.data.formats.source import Ways
+from medfocal.data.manifest import SPLITS, Case, Manifest
 from medfocal.errors import DatasetError
 from medfocal.files import make_folder, write_json
 from medfocal.progress import track
@@ -62,7 +63,7 @@ def corrupt_dataset(
     if not splits or not set(splits) <= set(SPLITS):
         message = f"splits must be some of {', '.join(SPLITS)}, got {tuple(splits)}"
         raise ValueError(message)
-    manifest = read_manifest(dataset, root=root)
+    manifest = read_dataset(dataset, format=DatasetFormat.DECATHLON, root=root)
     corruption.check_classes(len(manifest.labels) - 1)
     chosen = [case for case in manifest.cases if case.split in splits]
     targets = {case.name: Path(output) / "labels" / f"{case.name}.nii.gz" for case in chosen}
@@ -144,36 +145,32 @@ def _check_before(manifest: Manifest, chosen: Sequence[Case], targets: Sequence[
 def _content(manifest: Manifest, folder: Path, targets: Mapping[str, Path]) -> dict[str, Any]:
     """The original file with paths that start from the new one, and the wrong labels."""
     content: dict[str, Any] = json.loads(manifest.path.read_text(encoding="utf-8"))
+    way_to = Ways(folder)
     for split in SPLITS:
         cases = manifest.split(split)
         if cases:
             entries = [{} if isinstance(entry, str) else entry for entry in content[split]]
             content[split] = [
-                entry | _entry(case, folder, targets.get(case.name), entry.get("clean_label"), manifest.path.parent)
+                entry | _entry(case, way_to, targets.get(case.name), entry.get("clean_label"), manifest.path.parent)
                 for entry, case in zip(entries, cases, strict=True)
             ]
     return content
 
 
-def _entry(case: Case, folder: Path, target: Path | None, clean: str | None, before: Path) -> dict[str, Any]:
+def _entry(case: Case, way_to: Ways, target: Path | None, clean: str | None, before: Path) -> dict[str, Any]:
     """What the new file says of a case; `clean` is its clean label where its label was made wrong before."""
-    images = [_relative(image, folder) for image in case.images]
+    images = [way_to(image) for image in case.images]
     entry: dict[str, Any] = {
         "case": case.name,
         "patient": case.patient,
         "image": images[0] if len(images) == 1 else images,
     }
     if case.label is not None:
-        entry["label"] = _relative(case.label, folder)
+        entry["label"] = way_to(case.label)
     if clean is not None:
-        entry["clean_label"] = _relative(before / clean, folder)
+        entry["clean_label"] = way_to(before / clean)
     if target is not None:
-        entry = {"clean_label": entry["label"]} | entry | {"label": _relative(target, folder)}
+        entry = {"clean_label": entry["label"]} | entry | {"label": way_to(target)}
     if case.annotations:
-        entry["annotations"] = [_relative(annotation, folder) for annotation in case.annotations]
+        entry["annotations"] = [way_to(annotation) for annotation in case.annotations]
     return entry
-
-
-def _relative(path: Path, folder: Path) -> str:
-    """The way from a folder to a file. Links among folders are followed, since `..` does; the file keeps its name."""
-    return Path(os.path.relpath(path.parent.resolve() / path.name, folder.resolve())).as_posix()

@@ -21,7 +21,7 @@ KEPT_DOWN, KEPT_UP = 4, 6
 PASSING = 6
 #: Weight, gradient and the two moments of Adam, float32.
 BYTES_PER_PARAMETER = 16
-#: Measured over calculated activations on a CPU lie between 1.0 and 1.4: scratch memory of convolutions.
+#: For scratch memory of convolutions. With it, measured steps took 0.7 to 1.25 times what is calculated (docs/plan.md).
 SCRATCH = 1.3
 #: What the process holds before the first patch: libraries, and on a GPU the context.
 BASE_GB = 1.0

@@ -8,6 +8,7 @@ taught, and the table of lesions) and `reference` (what a validation judges by, 
 from __future__ import annotations
 
 import hashlib
+import functools
 import importlib.metadata
 import itertools
 import math
@@ -33,7 +34,7 @@ from medfocal.volume import GRID_TOLERANCE_MM, PAIR_ENDINGS, Volume, read_grid, 
 #: Largest value of half precision but one, so that each has a next; what lies above 65504 would become infinite.
 LARGEST_HALF = 65472.0
 #: What the arrays of an entry depend on beside its inputs and settings.
-MADE_BY = ("numpy", "scipy", "monai", "nibabel", "SimpleITK", "connected-components-3d")
+MADE_BY = ("medfocal", "numpy", "scipy", "monai", "nibabel", "SimpleITK", "connected-components-3d")
 
 
 class Precision(StrEnum):
@@ -328,8 +329,13 @@ def image_key(case: Case, preprocessing: Preprocessing, dtype: np.dtype[Any]) ->
         preprocessing=preprocessing.to_dict(),
         dtype=str(dtype),
         resample_channels=case.resample_channels,
-        made_by={package: importlib.metadata.version(package) for package in MADE_BY},
+        made_by=_made_by(),
     )
+
+
+@functools.cache
+def _made_by() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in MADE_BY}
 
 
 def target_key(

@@ -150,8 +150,9 @@ def describe_plan(fingerprint: Fingerprint, means: Means, plan: Plan, timed: Ste
     """Lines for the terminal: what was measured, what is proposed, and what to know."""
     found = summarize(fingerprint)
     whole = (
-        f"{fingerprint.name}: {found['num_cases']} cases of {found['num_patients']} patients, {found['num_lesions']} "
-        f"lesions, {found['num_free_cases']} cases without; {found['lesion_share_of_voxels']:.2g} of the voxels"
+        f"{fingerprint.name}: {_count(found['num_cases'], 'case')} of {_count(found['num_patients'], 'patient')}, "
+        f"{_count(found['num_lesions'], 'lesion')}, {_count(found['num_free_cases'], 'case')} without; "
+        f"{found['lesion_share_of_voxels']:.2g} of the voxels"
     )
     lines = [whole]
     sizes = found["lesion_volume_mm3"]
@@ -185,6 +186,10 @@ def _time_lines(plan: Plan, timed: StepTime | None) -> list[str]:
         f"{validating}, calculated from that; reading and evaluating cases comes on top."
     )
     return [line]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _hours(hours: float) -> str:

@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from data_heads import NUM_HEADS, NUM_LESIONS, SHAPE, SPACING_MM, write_heads
-from data_measure import BATCHES, INDEXED, MONAI, OURS, PATCH, PLAIN, ROOT, TASKS
+from data_measure import BATCHES, INDEXED, MONAI, OURS, PLAIN, ROOT, TASKS
 from data_visits import draw_visits, find_files, measure_visits, render_visits
 from evaluate import machine, table
 from evaluate_measure import quarter, quartiles, report
@@ -143,6 +143,7 @@ def ratios(times: dict[str, dict[str, list[float]]], peer: str, ours: str, clock
 
 def render_speed(times: dict[str, dict[str, list[float]]], memory: dict[str, Any]) -> list[str]:
     """A row a source."""
+    ours = OURS, BATCHES
     lines = [
         "## Patches of 64^3, ready as tensors",
         "",
@@ -151,19 +152,17 @@ def render_speed(times: dict[str, dict[str, list[float]]], memory: dict[str, Any
         "the patches are centred on a lesion (ours: drawn among lesions; MONAI's `RandCropByPosNegLabeld`, pos 1, neg",
         '1, num_samples 2: among voxels). All sources take turns on one core. "Patch by patch" is',
         "`LesionBalancedSampler.draw`, `cut_image` and `cut_patch`; batches are what `BatchSource.cut` makes, random",
-        "changes apart. MONAI has three rows: as its tutorials show it; with the indices of lesion and background kept",
-        "too; and with all that makes it faster, plain tensors that are not copied. Microseconds of CPU a patch are",
-        "lower quartile / median / upper quartile of the rounds; a ratio is of lower quartiles, then the median of the",
-        "ratios within a round. Own memory is what each holds after all rounds beyond its imports.",
+        "changes apart. MONAI has three rows: plain use; with the indices of lesion and background kept by",
+        "`FgBgToIndicesd`; and with plain tensors (no metadata) and `copy_cache=False` besides. Microseconds of CPU a",
+        "patch are lower quartile / median / upper quartile of the rounds; a ratio is of lower quartiles, then the",
+        "median of the ratios within a round. Own memory is what each holds after all rounds beyond its imports.",
         "",
-        *table(
-            ["", "us a patch", "patches/s", *(f"{name} is faster" for name in (OURS, BATCHES)), "own MB", "mapped MB"]
-        ),
+        *table(["", "us a patch", "patches/s", *(f"{name}: times as fast" for name in ours), "own MB", "mapped MB"]),
     ]
     for name, clocks in times.items():
-        peers = [ratios(times, name, ours) for ours in (OURS, BATCHES)]
+        peers = [ratios(times, name, own) for own in ours]
         cells = [quartiles(clocks["cpu"]), f"{1e6 / quarter(clocks['cpu']):.0f}"]
-        cells += ["" if name in (OURS, BATCHES) else f"{a:.3g}; {b:.3g}" for a, b in peers]
+        cells += ["" if name in ours else f"{a:.3g}; {b:.3g}" for a, b in peers]
         cells += [f"{memory[name]['rest']:.0f}", f"{memory[name]['cache']:.0f}"]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     wall = "; ".join(f"{value:.3g}" for value in ratios(times, MONAI, OURS, "wall"))
@@ -202,7 +201,7 @@ def render_cache(found: dict[str, Any]) -> list[str]:
         "cases pay little. Opening a complete cache digests the input files and holds every byte of the cache against",
         "its checksum. Files lie in the cache of the disk.",
         "",
-        *table(["", "each run"]),
+        *table(["", "each run, or quartiles"]),
         f"| cases/s, 1 process | {'; '.join(f'{value:.2f}' for value in one)} |",
         f"| cases/s, 2 processes | {'; '.join(f'{value:.2f}' for value in two)} |",
         f"| MB a case (bytes a voxel) | {size:.1f} ({raw:.2f}) |",
@@ -305,10 +304,11 @@ def main(words: list[str]) -> None:
         if all(path.exists() for path in find_files(options.data)):
             report("visits")
             visits = measure_visits(options.data, folder / "visits")
+    command = " ".join(["python tests/benchmarks/data.py", *words])
     lines = [
         "# Training patches from the cache",
         "",
-        f"`{' '.join(['python tests/benchmarks/data.py', *words])}` made this page on {dt.datetime.now(dt.UTC).date()}.",
+        f"`{command}` made this page on {dt.datetime.now(dt.UTC).date()}.",
         f"{versions()}. {machine()}, load {load:.1f} before the start and {os.getloadavg()[0]:.1f} at the end.",
         "",
         *render_targets(times, crowds, steps),

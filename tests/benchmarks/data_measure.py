@@ -9,6 +9,7 @@ program `medfocal` does the other tasks.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -23,7 +24,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 PATCH, SEED = (64, 64, 64), 1
 OURS, BATCHES = "medfocal, patch by patch", "medfocal, batches of 2"
-MONAI, INDEXED, PLAIN = "MONAI CacheDataset", "with FgBgToIndicesd", "and plain tensors, not copied"
+MONAI, INDEXED = "MONAI CacheDataset", "MONAI CacheDataset, indices kept"
+PLAIN = "MONAI CacheDataset, indices kept, plain tensors, no copies"
 TASKS = "medfocal"
 KIB = 1024
 
@@ -127,19 +129,13 @@ SOURCES = {
 
 def import_all(name: str) -> None:
     """What a source imports, so that memory counts from there."""
-    import data_heads
-
-    if name in (OURS, BATCHES, TASKS):
-        import medfocal.data.sampling
-        import medfocal.data.transplant
-        import medfocal.train.batches
-    else:
-        import monai.data
-        import monai.transforms
+    ours = "data_heads", "medfocal.train.batches"
+    for module in ours if name in (OURS, BATCHES, TASKS) else ("data_heads", "monai.data", "monai.transforms"):
+        importlib.import_module(module)
 
 
 def make_patches(source: Any, num_patches: int) -> dict[str, float]:
-    """Seconds of this thread's core and of the clock."""
+    """Seconds of this process's cores and of the clock."""
     start, start_cpu, found = time.perf_counter(), time.process_time(), 0
     for image, label in source.make(num_patches):
         found += image.numel()
@@ -183,6 +179,8 @@ def open_again(folder: Path) -> dict[str, float]:
     from medfocal.data.cache import Cache, file_digest
 
     files = [path for case in cases_of(folder / "heads") for path in case.files]
+    forget = file_digest.__globals__["_file_digest"].cache_clear
+    forget()
     start = time.perf_counter()
     for path in files:
         file_digest(path)
@@ -192,7 +190,7 @@ def open_again(folder: Path) -> dict[str, float]:
         if entry.is_dir():
             assert cache.find(*entry.name.split("-")) is not None, entry
     checked = time.perf_counter()
-    file_digest.__globals__["_file_digest"].cache_clear()
+    forget()
     begin = time.perf_counter()
     cases = prepare(folder, folder / "cache", workers=1)
     whole = time.perf_counter() - begin

@@ -118,7 +118,7 @@ def render_visits(found: Found) -> list[str]:
     return [
         *lines,
         "",
-        f"Of {len(sizes)} lesions {out} kept no voxel under the third rule: no patch of any training is centred on them.",
+        f"Under the third rule {out} of {len(sizes)} lesions keep no voxel: no patch is ever centred on them.",
         "",
         "![Patches centred on each lesion against its size, for the three rules](../images/visits.png)",
         "",

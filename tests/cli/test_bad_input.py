@@ -151,8 +151,9 @@ def test_check_names_every_fault_and_writes_them_if_asked(copy, tmp_path):
     entry = json.loads(copy.read_text("utf-8"))["test"][1]
     (copy.parent / entry["label"]).write_bytes(b"no gzip")
     ended = run("check", "data.dataset=data/dataset.json", "output=report", folder=tmp_path)
-    assert_refused(ended, 3, "2 faults", first_case(copy)[0], entry["case"])
-    assert len(json.loads((tmp_path / "report" / "dataset_report.json").read_text())["errors"]) == 2
+    assert_refused(ended, 3, "2 errors", first_case(copy)[0], entry["case"])
+    report = json.loads((tmp_path / "report" / "dataset_report.json").read_text())
+    assert report["num_findings"]["error"] == 2
 
 
 @pytest.mark.usefixtures("copy")

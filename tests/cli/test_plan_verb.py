@@ -98,11 +98,23 @@ def test_a_group_that_is_chosen_takes_the_place_of_what_the_plan_says_of_it(tmp_
     assert "protocol@evaluate=msseg takes the place of what plan 'plan.yaml' says of evaluate\n" in ended.err
 
 
-@pytest.mark.parametrize(
-    "value",
-    ["plain", "with space", "a,b=c:d", "quo'te", 'dou"ble', "back\\slash", "end\\", "mix\\'ed\\\\'", "[1,2]", "1", "null",
-     "true", "{a: 1}", "Käse ß 雪", "", " edge ", "%$#@!", "~x", "a\tb"],
-)  # fmt: skip
+TEXTS = [
+    "plain",
+    "with space",
+    "a,b=c:d",
+    "quo'te",
+    'dou"ble',
+    "back\\slash",
+    "end\\",
+    "mix\\'ed\\\\'",
+    "[1,2]",
+    "1",
+    "null",
+]
+TEXTS += ["true", "{a: 1}", "Käse ß 雪", "", " edge ", "%$#@!", "~x", "a\tb"]
+
+
+@pytest.mark.parametrize("value", TEXTS)
 def test_texts_come_through_as_they_are(tmp_path, value):
     (tmp_path / "plan.yaml").write_text(json.dumps({"data": {"dataset": value}}))
     overrides, _ = config.plan_overrides(tmp_path / "plan.yaml", config.compose("train"), {})

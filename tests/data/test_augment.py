@@ -376,9 +376,9 @@ def test_what_an_elastic_change_alone_brings_from_beyond_the_input_is_0():
     displacement = torch.zeros(3, *PATCH)
     displacement[1] = 3.0
     moved = warp.Warp(matrix=np.eye(3), displacement=displacement, largest=(0.0, 3.0, 0.0))
-    found = warp.sample({"weight": torch.ones(1, *PATCH)}, PATCH, moved)["weight"][0].numpy()
-    assert (found[:, :7] == 1).all()
-    assert (found[:, 7:] == 0).all()
+    found = warp.sample({"weight": torch.ones(1, 14, 12, 10)}, PATCH, moved)["weight"][0].numpy()
+    assert (found[:, :8] == 1).all()  # the input begins one voxel before the patch, and the last is its 12th
+    assert (found[:, 8:] == 0).all()
 
 
 # Elastic
@@ -488,6 +488,17 @@ def test_motion_leaves_the_image_where_its_label_is():
     found = changed(augmentation, given, patch=(48, 40, 32))["image"].numpy()[:, 0]
     assert np.abs(found - smooth).max() < 0.1 * np.ptp(smooth)
     assert all((values != found[0]).any() for values in found[1:])
+
+
+def test_motion_is_in_mm_along_its_axis():
+    given = batch(num_patches=8)
+    found = changed(only(motion_probability=1.0, motion_shift_mm=(4.0, 4.0)), given)["image"]
+    for axis, spacing in enumerate(SPACING_MM):
+        augmentation = only(motion_probability=1.0, motion_shift_mm=(4.0 / spacing, 4.0 / spacing))
+        in_voxels = changed(augmentation, given, spacing_mm=(1.0, 1.0, 1.0))["image"]
+        for seed, number in itertools.product(range(8), range(2)):
+            same = np.allclose(found[seed, number], in_voxels[seed, number], atol=1e-4)
+            assert same == (augmentation.changes(seed, 2).motion[number][0] == axis)
 
 
 def test_a_bias_field_is_smooth_and_as_strong_as_drawn_above_the_lowest_value():
@@ -607,6 +618,25 @@ def test_a_channel_is_changed_by_its_own_probability(kind):
     for seed, number in itertools.product(range(20), range(2)):
         same = torch.equal(found[seed, number], given["image"][seed, number])
         assert same == (number not in getattr(augmentation.changes(seed, 2), kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("bias_field", {"bias_field_strength": (0.4, 0.4)}),
+        ("motion", {"motion_shift_mm": (4.0, 4.0)}),
+        ("noise", {"noise_std": (1.0, 1.0)}),
+        ("elastic", {"elastic_spacing_mm": 6.0, "elastic_displacement_mm": (2.0, 2.0)}),
+    ],
+    ids=str,
+)
+def test_fields_differ_between_patches_and_between_channels_even_at_one_strength(kind, settings):
+    same = {"image": channel().repeat(12, 2, 1, 1, 1)}
+    found = changed(only(**{f"{kind}_probability": 1.0}, **settings), same)["image"]
+    channels = found[:, :1] if kind == "elastic" else found  # channels are bent together
+    each = channels.flatten(0, 1).flatten(1).numpy()
+    for one, other in itertools.combinations(each, 2):
+        assert np.abs(one - other).max() > 0.05
 
 
 # Background

@@ -47,6 +47,12 @@ def test_an_odd_size_is_not_halved():
     assert plan((32, 20, 12), (1, 1, 1)).strides == ((1, 1, 1), (2, 2, 2), (2, 2, 1), (2, 1, 1))
 
 
+def test_an_axis_that_is_convolved_stays_so_when_it_becomes_the_coarse_one():
+    found = plan((32, 32, 5), (1, 1, 1))
+    assert found.strides == ((1, 1, 1), (2, 2, 1), (2, 2, 1), (2, 2, 1))
+    assert found.kernel_sizes == ((3, 3, 3),) * 4
+
+
 def test_a_tiny_patch_has_three_levels_without_strides():
     assert plan((5, 4, 3), (1, 1, 1)).strides == ((1, 1, 1),) * 3
 

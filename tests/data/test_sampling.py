@@ -196,6 +196,18 @@ def test_a_patch_anywhere_even_wholly_outside_is_what_a_loop_gives(size):
         np.testing.assert_array_equal(found, by_loop(array, start, size))
 
 
+@pytest.mark.parametrize("start", [(0, 1, 0), (-2, 3, 1), (9, 9, 9)])
+def test_a_patch_is_written_where_it_is_wanted_over_what_was_there(start):
+    array = np.random.default_rng(0).integers(1, 99, (2, 5, 4, 3)).astype(np.int16)
+    room = np.full((2, 3, 2, 4), 77, np.int16)
+    assert cut_patch(array, start, (3, 2, 4), out=room) is room
+    np.testing.assert_array_equal(room, by_loop(array, start, (3, 2, 4)))
+    for stored in (array.astype(np.float16), array.astype(np.float32)):
+        room = np.full((2, 3, 2, 4), 77, np.float32)
+        assert cut_image(stored, start, (3, 2, 4), out=room) is room
+        np.testing.assert_array_equal(room, by_loop(array, start, (3, 2, 4)))
+
+
 def test_a_patch_is_a_copy():
     array = np.ones((4, 4, 4))
     cut_patch(array, (0, 0, 0), (4, 4, 4))[:] = 0

@@ -570,6 +570,21 @@ def test_a_transplant_brings_its_weights_or_1_where_its_case_has_none(given):
     raise AssertionError
 
 
+def test_weights_turn_with_the_lesion():
+    """Half as much in class 2, at one end of the lesion, as in class 1: after any flip too."""
+    label = two_classes()
+    case = prepared(label)
+    case = replace(case, target=replace(case.target, weight=np.where(label == 2, 0.5, 1).astype(np.float32)))
+    source = LesionTransplants([case], patch_size=PATCH, probability=0.8, seed=3, weighted=True)
+    ends = set()
+    for index in range(20):
+        _, pasted, _, weight = taught(source, None, np.ones(PATCH, np.float32), index=index)
+        np.testing.assert_array_equal(weight, np.where(pasted == 2, 0.5, 1))
+        if (pasted == 2).sum() == 9:
+            ends.add(bool(cropped(pasted)[0, 0, 0] == 2))
+    assert ends == {True, False}
+
+
 def test_weights_of_an_image_in_the_cache_are_taken_too():
     """There they are whole numbers where they are 0 and 1."""
     case = prepared(blocks(BLOCK))

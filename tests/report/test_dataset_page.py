@@ -188,6 +188,7 @@ def test_errors_of_many_cases_are_cut_short(tmp_path):
     report, source = page_of(dataset, max_pictures=0)
     assert len(report.of(Severity.ERROR)) == 35
     assert "and 5 more, in dataset_report.json" in re.sub(r" +", " ", text_of(source))
+    assert source.count("is constant: every voxel is 2") == 30
 
 
 def test_images_with_nan_are_drawn(tmp_path):

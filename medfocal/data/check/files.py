@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import itertools
 import math
 import re
 import zlib
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from medfocal.data.check.findings import Finding, Kind
 from medfocal.errors import GeometryError, MedfocalError
-from medfocal.volume import GRID_TOLERANCE_MM, Volume, read_volume
+from medfocal.volume import GRID_TOLERANCE_MM, Volume, corner_distance_mm, read_volume
 
 #: Voxels from which percentiles are taken, and by which copies are looked for.
 NUM_SAMPLED = 1 << 14
@@ -170,12 +169,6 @@ def _kind_of_gzip_failure(path: Path) -> Kind | None:
                 return Kind.TRUNCATED
             left = (member.unused_data or file.read(PIECE)).lstrip(b"\0")  # tapes pad with zeros
     return None
-
-
-def corner_distance_mm(affine: NDArray[Any], other: NDArray[Any], shape: tuple[int, ...]) -> float:
-    """Longest way in mm between a corner of one grid and the same corner of another of the same shape."""
-    corners = np.array([(*c, 1) for c in itertools.product(*((0, n - 1) for n in shape))], float)
-    return float(np.linalg.norm((corners @ (affine - other).T)[:, :3], axis=1).max())
 
 
 def check_same_grid(

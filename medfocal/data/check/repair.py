@@ -133,7 +133,7 @@ def repair_dataset(report: DatasetReport, folder: Path, *, workers: int = 1) -> 
         ResourceError: The copy cannot be written.
     """
     manifest = report.manifest
-    _refuse_own_folder(manifest, folder)
+    refuse_own_folder(manifest, folder)
     make_folder(folder)
     jobs = [job for case in manifest.cases for job in _jobs(case, report, folder)]
     with in_processes(_bring_over, jobs, workers, what="wrote files") as written:
@@ -175,7 +175,12 @@ def _write_repairs(repairs: Repairs, path: Path) -> None:
     write_json(path, content)
 
 
-def _refuse_own_folder(manifest: Manifest, folder: Path) -> None:
+def refuse_own_folder(manifest: Manifest, folder: Path) -> None:
+    """See that a copy would not be written over the dataset.
+
+    Raises:
+        InputError: Files of the dataset lie in `folder`, or it is described there.
+    """
     place = folder.resolve()
     inside = [file for case in manifest.cases for file in case.files if place in file.resolve().parents]
     if inside or manifest.path.resolve() in {place, place / "dataset.json"}:

@@ -6,10 +6,9 @@ Files of a case begin with its name: `p19_FLAIR`, `p19_T1` and `p19_mask` are of
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from medfocal.data.formats.found import FoundDataset
@@ -52,7 +51,7 @@ def read_folders(path: Path, *, labels: str | None = None, channels: Sequence[st
         marks, others = _labels_of_folder(list_images(folder), own), own
     else:
         ending = labels.lstrip("_*") if labels is not None else None
-        if ending is not None and _is_path(ending):
+        if ending is not None and "/" in ending:
             message = f"data.labels: the folder '{labels}' does not exist"
             raise DatasetError(message)
         marks = [mark for name, file in own.items() if (mark := _mark(name, file, ending)) is not None]
@@ -96,22 +95,21 @@ class _Mark:
     reader: int | None
 
 
-@dataclass
 class _Stems:
     """Names of cases, from those of their labels.
 
     What all names have at their end says nothing of the case: `STS_001_PET_mask` and `STS_002_PET_mask` are of the
     cases STS_001 and STS_002. A number is never taken away so.
 
+    Args:
+        stems: Of the labels.
+
     Attributes:
         short: Stem of the labels to name of the case.
     """
 
-    stems: Iterable[str]
-    short: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        whole = list(dict.fromkeys(self.stems))
+    def __init__(self, stems: Iterable[str]) -> None:
+        whole = list(dict.fromkeys(stems))
         parts = {stem: stem.split("_") for stem in whole}
         while len(whole) > 1:
             last = {own[-1] for own in parts.values()}
@@ -122,7 +120,7 @@ class _Stems:
             if len({"_".join(own) for own in shorter.values()}) < len(whole):
                 break
             parts = shorter
-        self.short = {stem: "_".join(own) for stem, own in parts.items()}
+        self.short: dict[str, str] = {stem: "_".join(own) for stem, own in parts.items()}
         self._whole = {short: stem for stem, short in self.short.items()}
 
     def find(self, name: str) -> tuple[str, str] | None:
@@ -175,10 +173,6 @@ def _folder_of_labels(path: Path, labels: str | None) -> Path | None:
         if folder.is_dir():
             return folder
     return None
-
-
-def _is_path(text: str) -> bool:
-    return os.sep in text or "/" in text
 
 
 def _labels_of_folder(files: Mapping[str, Path], images: Mapping[str, Path]) -> list[_Mark]:

@@ -9,7 +9,7 @@ import pytest
 
 from medfocal.components import find_components
 from medfocal.data.check.body import find_body
-from medfocal.data.check.placement import check_placement
+from medfocal.data.check.placement import check_placement, fit_of
 from medfocal.volume import Volume, read_volume
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -62,6 +62,17 @@ def test_the_axis_is_named_by_the_body_and_not_by_its_number():
 
 def test_a_faint_lesion_is_not_suspected_where_its_mirror_is_no_better():
     assert found(head(brightness=1.0), LESION) == []
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_mirroring_the_voxels_is_mirroring_the_label(axis):
+    """In an image whose brightness rises along every axis, so that each place has surroundings of its own."""
+    slope = sum(place * factor for place, factor in zip(PLACES, (3.0, 5.0, 7.0), strict=True))
+    images = [Volume(np.broadcast_to(slope, SHAPE) + 40 * LESION, AFFINE)]
+    body = find_body(head().array, (4.0, 5.0, 6.0), "LAS")
+    there = fit_of(images, body, np.nonzero(LESION), SHAPE, axis)
+    assert there == pytest.approx(fit_of(images, body, np.nonzero(np.flip(LESION, axis)), SHAPE, None))
+    assert there != pytest.approx(fit_of(images, body, np.nonzero(LESION), SHAPE, None))
 
 
 def test_contrast_of_any_channel_counts():

@@ -69,17 +69,33 @@ def test_nan_outside_the_body_becomes_0_and_other_voxels_stay(tmp_path):
     np.testing.assert_array_equal(found, np.nan_to_num(image, nan=0))
 
 
-def test_one_form_is_stated_twice_with_its_code(tmp_path):
+@pytest.mark.parametrize("only", ["qform", "sform"])
+def test_one_form_is_stated_twice_with_its_code(only, tmp_path):
     dataset = make_dataset(tmp_path / "in")
     image = nibabel.Nifti1Image(label_of(TWO), None)
-    image.set_qform(AFFINE, code=3)
-    image.set_sform(None, code=0)
+    image.set_qform(AFFINE, code=3 * (only == "qform"))
+    image.set_sform(AFFINE, code=3 * (only == "sform"))
+    if only == "sform":
+        image.header["qoffset_x"] += 9  # what a form without a code says means nothing
     nibabel.save(image, tmp_path / "in" / "a_label.nii.gz")
     repaired(dataset, tmp_path / "out")
     header = nibabel.load(tmp_path / "out" / "labels" / "a.nii.gz").header
     assert (int(header["sform_code"]), int(header["qform_code"])) == (3, 3)
     np.testing.assert_allclose(header.get_sform(), AFFINE, atol=1e-5)
     np.testing.assert_allclose(header.get_qform(), AFFINE, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_file_of_other_than_so_many_channels_is_not_split(length, tmp_path):
+    dataset = make_dataset(tmp_path / "in", {"a": ("training", TWO)}, channels=("T1", "T2"))
+    stacked = np.stack([image_of(n) for n in range(length)], axis=-1)
+    path = tmp_path / "in" / "some.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(stacked, AFFINE), path)
+    manifest = read_dataset(dataset)
+    manifest = replace(manifest, cases=(replace(manifest.cases[0], images=(path,)),))
+    repairs = repair_dataset(check_dataset(manifest), tmp_path / "out")
+    assert len(next(file for file in repairs.files if file.source == str(path)).target) == 1
+    assert [str(finding.kind) for finding, _ in repairs.left] == ["wrong_axes"] * (length == 3)
 
 
 def test_channels_in_one_file_are_split_where_the_dataset_has_so_many(tmp_path):

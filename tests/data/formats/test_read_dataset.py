@@ -30,7 +30,7 @@ def test_each_format_can_be_asked_for_by_name(dataset):
     with pytest.raises(ValueError, match="'nifti' is not a valid DatasetFormat"):
         read_dataset(dataset, format="nifti")
     assert read_dataset(dataset, format="decathlon").cases == read_dataset(dataset).cases
-    with pytest.raises(DatasetError, match="'labels': 'background' must have"):
+    with pytest.raises(DatasetError, match="'0' must have a label value or a list of them"):
         read_dataset(dataset, format="nnunet")
     with pytest.raises(InputError, match="is not a folder, which a dataset of format bids is"):
         read_dataset(dataset / "dataset.json", format=DatasetFormat.BIDS)

@@ -120,6 +120,7 @@ def test_root_says_where_paths_start(table, tmp_path):
         (["case,image,label", "s,a.nii,b.nii", "t,a.nii,d.nii"], "a.nii' is the image of s, t"),
         (["image:A,image:B,label", "a.nii,a.nii,b.nii"], "case 'a': two channels are one file"),
         (["case,image,label", "s,a.nii,a.nii"], "is both an image and a label or annotation"),
+        (["case,image,annotations", "s,a.nii,r.nii;a.nii"], "is both an image and a label or annotation"),
         (["case,image,annotations", "s,a.nii,r.nii;r.nii"], "'annotations' names a file twice"),
         (["case,image,label", "../s,a.nii,b.nii"], "a case name becomes a file name"),
         (["case,image,label", "s,a.nii,gone.nrrd"], "1 file named in it does not exist"),
