@@ -38,7 +38,7 @@ TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "schedule": ("medfocal.train.schedule", ()),
     "corruption": ("medfocal.annotations.corrupt", ()),
     "smoothing": ("medfocal.annotations.smoothing", ()),
-    "augment": ("medfocal.data.augment", ("medfocal.data.monai_augment.MonaiAugmentation",)),
+    "augment": ("medfocal.data.augment", ()),
 }
 
 #: Arguments that the program supplies, so that no configuration states them.

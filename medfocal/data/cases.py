@@ -271,7 +271,7 @@ def _read_on_grid(
     if not grid.same_grid(volume):
         message = (
             f"{where}: {what} and image grids differ: {volume.grid_difference(grid)} "
-            f"({what} '{path}', image '{case.images[0]}').\n"
+            f"({what} '{path}', image '{case.files[0]}').\n"
             f"    Resample the {what} to the image, classes with nearest neighbour, or correct the dataset file."
         )
         raise GeometryError(message)

@@ -119,13 +119,6 @@ class Manifest:
         return tuple(case for case in self.cases if case.split == name)
 
 
-def read_manifest(path: Path, *, root: Path | None = None) -> Manifest:
-    """`medfocal.data.formats.read_dataset` with its default settings."""
-    from medfocal.data.formats import read_dataset
-
-    return read_dataset(path, root=root)
-
-
 def check_manifest(manifest: Manifest, *, need_images: bool = True, faults: Sequence[str] = ()) -> None:
     """Refuse a dataset that cannot be what was meant, and name everything that is wrong with it.
 

@@ -7,8 +7,8 @@ taught, and the table of lesions) and `reference` (what a validation judges by, 
 
 from __future__ import annotations
 
-import hashlib
 import functools
+import hashlib
 import importlib.metadata
 import itertools
 import math

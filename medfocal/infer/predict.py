@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from medfocal import __version__
 from medfocal.components import Components
 from medfocal.data.cases import read_case
-from medfocal.data.manifest import Case, LabelScheme, read_manifest
+from medfocal.data.formats import read_dataset
+from medfocal.data.manifest import Case, LabelScheme
 from medfocal.data.transforms import PreparedCase, prepare_case, to_native
 from medfocal.errors import DatasetError, InputError
 from medfocal.files import make_folder, write_csv, write_json
@@ -138,7 +139,7 @@ def write_case(
 
 
 def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
-    """The cases of an image file, a folder of images or a `dataset.json` (its test split).
+    """The cases of an image file, a folder of images, or a `dataset.json` or CSV (its test split).
 
     Raises:
         InputError: It does not exist.
@@ -147,12 +148,12 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
     if not path.exists():
         message = f"the input '{path}' does not exist"
         raise InputError(message)
-    if path.is_file() and path.suffix == ".json":
-        manifest = read_manifest(path)
+    if path.is_file() and path.suffix.lower() in {".json", ".csv"}:
+        manifest = read_dataset(path)
         if manifest.channels != tuple(channels):
             message = f"'{path}' has the channels {list(manifest.channels)}, the model was trained on {list(channels)}"
             raise DatasetError(message)
-        cases = [Case(c.name, c.patient, "test", c.images) for c in manifest.split("test")]
+        cases = [replace(case, label=None, annotations=()) for case in manifest.split("test")]
         if not cases:
             message = f"'{path}' has no 'test' case"
             raise DatasetError(message)

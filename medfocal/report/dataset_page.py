@@ -22,7 +22,7 @@ from medfocal.progress import track
 from medfocal.report.figures import Drawing, Theme, draw_figure, dress
 from medfocal.report.page import package_versions, write_page
 from medfocal.report.pictures import FIELD_MM, CaseImages, View, look_at
-from medfocal.report.tables import count, number, percent, volume
+from medfocal.report.tables import count, number, volume
 from medfocal.volume import Volume, read_labels, read_volume, resample_nearest
 
 if TYPE_CHECKING:
@@ -338,7 +338,7 @@ def _facts(found: CaseReport) -> list[tuple[str, str]]:
     if found.num_lesions is not None:
         facts.append(("Lesions", str(found.num_lesions)))
     if found.lesion_share:
-        facts.append(("Share of voxels", percent(found.lesion_share) or ""))
+        facts.append(("Share of voxels", f"{100 * found.lesion_share:.2g}\u00a0%"))
     if found.num_reader_lesions:
         facts.append(("Lesions of readers", ", ".join(map(str, found.num_reader_lesions))))
     if found.lesion_volumes_mm3:

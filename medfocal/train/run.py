@@ -21,7 +21,8 @@ from medfocal import __version__
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.target import AnnotationSettings, Smoothing
 from medfocal.data.cache import Cache, file_digest
-from medfocal.data.manifest import SPLITS, Case, LabelScheme, Manifest
+from medfocal.data.manifest import Case, LabelScheme, Manifest
+from medfocal.data.splits import write_split
 from medfocal.data.stored import Precision, TrainingCase
 from medfocal.data.targets import (
     Recipe,
@@ -378,8 +379,7 @@ def _write_records(
 
     with atomic_write(folder / "config.yaml") as file:
         file.write(OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
-    split = {s: [{"case": c.name, "patient": c.patient} for c in manifest.split(s)] for s in SPLITS}
-    write_json(folder / "split.json", split)
+    write_split(folder / "split.json", manifest)
     weights = find_weights(manifest.split("training"), annotations)
     write_json(folder / "environment.json", environment(manifest, device, list(weights.values())))
 
@@ -387,7 +387,7 @@ def _write_records(
 def environment(manifest: Manifest, device: torch.device, weights: Sequence[Path] = ()) -> dict[str, Any]:
     """Versions, device, git commit and the SHA-256 of every input file, maps of voxel weights among them."""
     packages = ("torch", "monai", "numpy", "scipy", "nibabel", "connected-components-3d", "hydra-core", "safetensors")
-    files = [manifest.path]
+    files = [manifest.path] if manifest.path.is_file() else []
     files += [file for case in manifest.cases for file in case.files]
     files += weights
     return {

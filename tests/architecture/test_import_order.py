@@ -70,7 +70,7 @@ def test_it_imports_only_from_rooms_before_its_own(module):
 @pytest.mark.parametrize(
     ("package", "allowed"),
     [
-        ("monai", ("data/transforms.py", "data/monai_augment.py", "networks/", "infer/")),
+        ("monai", ("data/augment/monai.py", "networks/", "infer/")),
         ("hydra", ("cli.py", "config.py")),
         ("SimpleITK", ("volume.py", "volume/", "annotations/fusion.py")),
         ("lightning", ()),

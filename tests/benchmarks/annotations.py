@@ -89,14 +89,14 @@ def corruptions() -> dict[str, Any]:
 def data(work: Path) -> Any:
     """The phantoms: training cases as read, test cases prepared, and the manifest."""
     from medfocal.data.cases import read_case
-    from medfocal.data.manifest import read_manifest
+    from medfocal.data.formats import read_dataset
     from medfocal.data.phantom import write_phantoms
     from medfocal.data.transforms import Preprocessing, prepare_case
 
     dataset = work / "phantoms" / "dataset.json"
     if not dataset.is_file():
         write_phantoms(dataset.parent, num_cases=NUM_CASES, seed=PHANTOM_SEED, prevalence=PREVALENCE)
-    manifest = read_manifest(dataset)
+    manifest = read_dataset(dataset)
     training = [read_case(case, manifest.scheme) for case in manifest.split("training")]
     rest = [*manifest.split("validation"), *manifest.split("test")]
     test = [prepare_case(read_case(case, manifest.scheme), Preprocessing()) for case in rest]

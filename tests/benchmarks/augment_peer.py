@@ -102,7 +102,7 @@ def by_batchgeneratorsv2(kind: str) -> Once:
 
 def by_monai(kind: str) -> Once:
     """MONAI's dictionary transforms as `augment=monai` chains them, without setting a seed for each patch."""
-    from medfocal.data.monai_augment import MonaiAugmentation
+    from medfocal.data.augment.monai import MonaiAugmentation
 
     p = probabilities(kind)
     settings = {f"{name}_probability": value for name, value in p.items() if name not in {"rotation", "scaling"}}

@@ -32,7 +32,8 @@ from medfocal.annotations.suspect import (
     suspect_voxels,
 )
 from medfocal.components import find_components
-from medfocal.data.manifest import Case, read_manifest
+from medfocal.data.formats import read_dataset
+from medfocal.data.manifest import Case
 from medfocal.evaluate.pairs import Pair
 from medfocal.volume import read_labels, write_volume
 
@@ -83,7 +84,7 @@ class Corrupted:
 
 def drop_lesions(dataset: Path, folder: Path, *, seed: int) -> Corrupted:
     """Write the labels of all cases without `DROPPED_SHARE` of the lesions, drawn over all cases."""
-    cases = read_manifest(dataset).cases
+    cases = read_dataset(dataset).cases
     volumes = {case.name: read_labels(case.label) for case in cases}
     parts = {name: find_components(volume.array, volume.affine) for name, volume in volumes.items()}
     lesions = [(name, number) for name, found in parts.items() for number in range(1, len(found) + 1)]

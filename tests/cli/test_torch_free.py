@@ -15,10 +15,10 @@ from medfocal.volume import Volume, write_volume
 def test_the_evaluate_command_imports_neither_torch_nor_monai(more, tmp_path):
     mask = np.zeros((12, 10, 8), np.uint8)
     mask[3:5, 3:5, 3] = 1
-    for folder in ("reference", "prediction"):
+    for folder in ("reference", "prediction", "images"):
         write_volume(tmp_path / folder / "a.nii.gz", Volume(mask, np.diag([0.5, 1.0, 3.0, 1.0])))
     files = [f"{folder}/a.nii.gz" for folder in ("reference", "prediction")]
-    entry = {"case": "a", "image": files[0], "label": files[0], "annotations": files}
+    entry = {"case": "a", "image": "images/a.nii.gz", "annotations": files}
     content = {"channel_names": {"0": "x"}, "labels": {"0": "background", "1": "lesion"}, "test": [entry]}
     (tmp_path / "dataset.json").write_text(json.dumps(content))
     words = ["evaluate", "reference=reference", "prediction=prediction", "output=o", "images=reference", *more]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from medfocal import config
 from medfocal.annotations.corrupt import Corruption
 from medfocal.annotations.target import AnnotationSettings
-from medfocal.data.manifest import read_manifest
+from medfocal.data.formats import read_dataset
 from medfocal.data.transforms import Preprocessing
 from medfocal.evaluate import Protocol
 from medfocal.infer.window import choose_device
@@ -98,7 +98,7 @@ def read_shipped_dataset(path, root):
     for entry in (entry for split in ("training", "validation", "test") for entry in content[split]):
         for name in (entry["image"], entry["label"]):
             (root / name).touch()
-    return read_manifest(CONF / path, root=root)
+    return read_dataset(CONF / path, root=root)
 
 
 @pytest.mark.parametrize("pair", ALL, ids=names)

@@ -98,7 +98,7 @@ def test_a_function_beside_the_allowed_classes_is_refused():
         (["+sampling.lesion_fractoin=1"], "did you mean 'sampling.lesion_fraction'"),
         (["+transforms.orientatoin=RAS"], "Preprocessing has no 'orientatoin' .did you mean 'orientation'"),
         (["+augment.noise_sdt=1"], "BatchAugmentation has no 'noise_sdt' .did you mean 'noise_std'"),
-        (["augment=monai", "+augment.gibs_alpha=1"], "MonaiAugmentation has no 'gibs_alpha' .did you mean 'gibbs_alpha'"),
+        (["augment=monai", "+augment.gibs_alpha=1"], "did you mean 'gibbs_alpha'"),
         (["+evaluate.treshold=1"], "Protocol has no 'treshold' .did you mean 'threshold'"),
         (["+network.chanels=[1]"], "UNet3d has no 'chanels' .did you mean 'channels'"),
         (["+optimizer.learning=1"], "AdamW has no 'learning'; it has lr"),

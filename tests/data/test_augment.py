@@ -12,9 +12,8 @@ from scipy import interpolate, ndimage
 from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
-from medfocal.data import intensity, warp
-from medfocal.data.augment import BatchAugmentation
-from medfocal.data.monai_augment import MonaiAugmentation
+from medfocal.data.augment import BatchAugmentation, intensity, warp
+from medfocal.data.augment.monai import MonaiAugmentation
 from medfocal.errors import ConfigError
 
 PATCH, SPACING_MM = (12, 10, 8), (0.5, 1.0, 3.0)

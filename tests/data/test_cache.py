@@ -184,6 +184,7 @@ BROKEN = {
     "a long number": _state('{"format": ' + "9" * 10_000 + "}"),
     "another format": _restate(format=module.FORMAT + 1),
     "files that are none": _restate(files=3),
+    "files in a list": _swear(["image.npy"]),
     "files that state nothing": _swear({"image.npy": None}),
     "files that are not numbers": _swear({"image.npy": {"bytes": "many", "crc32": []}}),
     "no file at all": _restate(files={}),

@@ -56,7 +56,9 @@ def test_patches_and_references_are_the_same_and_take_less_disk(tmp_path, case):
     np.testing.assert_array_equal(np.asarray(found.reference), known.reference)
     np.testing.assert_array_equal(np.asarray(found.ignore), known.ignore)
     np.testing.assert_array_equal(found.prepared().image, known.prepared().image)
-    sizes = [sum(file.stat().st_size for file in cache.folder.rglob("*") if file.is_file()) for cache in (plain, packed)]
+    sizes = [
+        sum(file.stat().st_size for file in cache.folder.rglob("*") if file.is_file()) for cache in (plain, packed)
+    ]
     assert sizes[1] < 0.7 * sizes[0]
 
 

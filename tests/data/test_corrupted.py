@@ -20,7 +20,7 @@ from medfocal.annotations.corrupt import (
 )
 from medfocal.annotations.severity import severity
 from medfocal.data.corrupted import corrupt_dataset
-from medfocal.data.manifest import read_manifest
+from medfocal.data.formats import read_dataset
 from medfocal.data.phantom import make_phantom, plan_cases, write_phantoms
 from medfocal.errors import DatasetError
 from medfocal.volume import Volume, read_labels, read_volume, write_volume
@@ -77,7 +77,7 @@ def dataset(tmp_path):
 def test_training_labels_are_wrong_and_all_other_files_are_the_original_ones(dataset, tmp_path):
     written = corrupt_dataset(dataset, tmp_path / "wrong", MissedLesions(rate=0.5), seed=3)
     assert written == tmp_path / "wrong" / "dataset.json"
-    old, new = read_manifest(dataset), read_manifest(written)
+    old, new = read_dataset(dataset), read_dataset(written)
     for before, after in zip(old.cases, new.cases, strict=True):
         assert (after.name, after.patient, after.split) == (before.name, before.patient, before.split)
         assert [path.resolve() for path in after.images] == [path.resolve() for path in before.images]
@@ -107,13 +107,13 @@ def test_paths_are_relative_so_that_both_folders_can_move_together(dataset, tmp_
     moved.mkdir()
     for name in ("original", "wrong"):
         shutil.move(tmp_path / name, moved / name)
-    assert len(read_manifest(moved / "wrong" / "deep" / "dataset.json").cases) == 6
+    assert len(read_dataset(moved / "wrong" / "deep" / "dataset.json").cases) == 6
 
 
 def test_an_output_reached_through_a_link_names_files_that_exist(dataset, tmp_path):
     (tmp_path / "far" / "away").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "far" / "away")
-    assert read_manifest(corrupt_dataset(dataset, tmp_path / "link" / "wrong", NoCorruption(), seed=0)).cases
+    assert read_dataset(corrupt_dataset(dataset, tmp_path / "link" / "wrong", NoCorruption(), seed=0)).cases
 
 
 def test_what_the_original_says_beside_is_kept_and_the_clean_label_is_named(dataset, tmp_path):
@@ -137,8 +137,8 @@ def test_the_record_tells_arguments_seed_and_severity(dataset, tmp_path):
     pooled = record["pooled"]
     assert (pooled["num_cases"], pooled["num_lesions"], pooled["omission_rate"]) == (3, 18, 0.5)
     assert pooled["spurious_per_case"] == 1
-    case = read_manifest(written).cases[1]
-    clean, noisy = read_labels(read_manifest(dataset).cases[1].label), read_labels(case.label)
+    case = read_dataset(written).cases[1]
+    clean, noisy = read_labels(read_dataset(dataset).cases[1].label), read_labels(case.label)
     assert record["cases"]["case_b"]["voxel_dice"] == severity(clean.array, noisy.array, clean.affine).voxel_dice
 
 
@@ -160,7 +160,7 @@ def test_files_may_lie_elsewhere_than_the_dataset_file(dataset, tmp_path):
     lone.parent.mkdir()
     shutil.move(dataset, lone)
     written = corrupt_dataset(lone, tmp_path / "wrong", Erosion(dice=0.7), seed=3, root=dataset.parent)
-    assert len(read_manifest(written).cases) == 6
+    assert len(read_dataset(written).cases) == 6
 
 
 def test_an_output_that_would_replace_the_dataset_is_refused_before_anything_is_written(dataset):
@@ -198,7 +198,7 @@ def test_an_earlier_corruption_is_written_anew(dataset, tmp_path):
 
 def test_the_clean_label_stays_the_clean_one_when_labels_are_corrupted_again(dataset, tmp_path):
     first = corrupt_dataset(dataset, tmp_path / "first", MissedLesions(rate=0.5), seed=1)
-    clean = {case.name: case.label for case in read_manifest(dataset).cases}
+    clean = {case.name: case.label for case in read_dataset(dataset).cases}
     for splits in (("training",), ("validation",)):
         again = corrupt_dataset(first, tmp_path / "deep" / splits[0], Dilation(dice=0.7), seed=1, splits=splits)
         entries = json.loads(again.read_text("utf-8"))["training"]
@@ -241,7 +241,7 @@ def test_phantoms_keep_their_true_labels_and_name_the_wrong_ones(tmp_path):
         assert found.voxel_dice == pytest.approx(0.7, abs=0.02) or math.isnan(found.voxel_dice)
         assert record["cases"][entry["case"]]["num_noisy_voxels"] == found.num_noisy_voxels
     assert all(entry["label"].startswith("labels/") for split in ("validation", "test") for entry in content[split])
-    assert len(read_manifest(wrong).cases) == 6
+    assert len(read_dataset(wrong).cases) == 6
 
 
 def test_no_corruption_writes_the_same_bytes_as_none(tmp_path):

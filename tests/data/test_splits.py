@@ -111,6 +111,13 @@ def test_patients_of_several_cases_are_counted_with_all_of_them():
     assert (spread(of_folds(folds, counted)) < 0.35).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_folds_of_a_dataset_without_any_lesion_are_made_too():
+    manifest = manifest_of(*((f"c{n}", f"p{n}", "training") for n in range(5)))
+    folds = make_folds(manifest, {f"c{n}": CaseCensus(0, 0.0) for n in range(5)}, num_folds=2, seed=0)
+    assert sorted(len(own) for own in folds) == [2, 3]
+
+
 def test_folds_come_from_the_seed_and_not_from_the_order_of_the_cases():
     manifest, counted = counted_like_ms(20, 0.2, 0)
     folds = make_folds(manifest, counted, num_folds=4, seed=3)

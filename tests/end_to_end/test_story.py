@@ -11,7 +11,7 @@ import pytest
 from commands import TINY, assert_refused, make_dataset, run
 from omegaconf import OmegaConf
 
-from medfocal.data.manifest import read_manifest
+from medfocal.data.formats import read_dataset
 from medfocal.volume import read_volume
 
 EVALUATION = {"evaluation.json", "cases.csv", "lesions.csv", "candidates.csv", "report.html"}
@@ -43,7 +43,7 @@ def train(folder, dataset):
 
 @pytest.fixture(scope="module")
 def manifest(dataset):
-    return read_manifest(dataset)
+    return read_dataset(dataset)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_info_tells_what_the_model_finds(home, tmp_path):
 def test_two_channels_are_trained_and_predicted_by_their_file_names(tmp_path):
     dataset = make_dataset(tmp_path / "data", channels=("FLAIR", "T1"), seed=5)
     home, _ = train(tmp_path, dataset)
-    manifest = read_manifest(dataset)
+    manifest = read_dataset(dataset)
     images = tmp_path / "images"
     images.mkdir()
     for case in manifest.split("test"):

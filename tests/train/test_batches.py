@@ -270,11 +270,11 @@ def test_the_share_of_lesions_is_that_of_soft_targets_too():
 
 
 def test_weights_count_in_the_share_of_soft_targets_too():
-    """Half of the lesion class in lesions, which alone weigh something: half of all weight is theirs."""
+    """Half and a quarter everywhere, and only lesions weigh something: the shares are those of all weight."""
     known = []
     for case in cases():
         lesion = case.target.lesions > 0
-        shares = np.stack([lesion * np.float16(0.5), lesion * np.float16(0.25)])
+        shares = np.stack([np.full(SHAPE, 0.5, np.float16), np.full(SHAPE, 0.25, np.float16)])
         known.append(replace(case, target=Target(case.target.lesions, (shares,), lesion.astype(np.float32))))
     assert source(known=known).foreground_shares(2) == pytest.approx([0.5, 0.25])
 

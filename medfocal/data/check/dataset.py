@@ -49,10 +49,12 @@ class SplitRow:
     @property
     def words(self) -> str:
         """The row as a sentence."""
-        line = (
-            f"{self.split}: {_count(self.num_cases, 'case')}, {_count(self.num_lesions, 'lesion')}, "
-            f"{_count(self.num_lesion_free, 'case')} without"
-        )
+        line = f"{self.split}: {_count(self.num_cases, 'case')}, "
+        if self.num_labelled == 0 and self.num_cases > 0:
+            return f"{line}none with a usable label"
+        if self.num_labelled < self.num_cases:
+            line += f"{self.num_labelled} with a usable label, "
+        line += f"{_count(self.num_lesions, 'lesion')}, {_count(self.num_lesion_free, 'case')} without"
         if self.lesion_share is not None:
             line += f", lesion share of the others {self.lesion_share[0]:.1e} to {self.lesion_share[1]:.1e}"
         return line

@@ -78,6 +78,10 @@ def test_lists_of_values_are_regions(raw):
     assert apart.regions == {"tumour": (1, 2), "cyst": (3,)}
 
 
+def test_a_list_for_the_background_makes_no_regions(raw):
+    assert read_dataset(raw(TRAINING, labels={"background": [0], "lesion": 1})).scheme.regions == {}
+
+
 def test_only_files_of_the_ending_count(raw):
     folder = raw([*TRAINING, "imagesTr/a_0000.nrrd", "imagesTr/notes.txt", "labelsTr/a.nrrd"])
     assert read_dataset(folder).cases[0].images[0].name == "a_0000.nii.gz"

@@ -184,6 +184,23 @@ def test_files_reached_through_a_link_are_the_same_after_reading_back(touch):
             assert all(file.samefile(other) for file, other in zip(case.files, expected.files, strict=True))
 
 
+def test_a_file_written_into_a_linked_folder_leads_to_the_same_files(touch):
+    folder = touch(*FILES, "deep/er/x")
+    (folder / "link").symlink_to(folder / "deep/er")
+    for name in ("link/d.json", "link/d.csv"):
+        write_manifest(a_manifest(folder), folder / name)
+        assert read_dataset(folder / name).cases[0].images[0].samefile(folder / "a0.nii")
+
+
+def test_classes_that_regions_consist_of_are_written_with_their_values(touch):
+    folder = touch(*FILES)
+    write_manifest(a_manifest(folder, SCHEMES["regions with gaps"]), folder / "d.json")
+    content = json.loads((folder / "d.json").read_text())
+    assert content["labels"] == {"0": "background", "1": "value 3", "2": "core"}
+    assert content["values"] == {"0": "0", "3": "1", "5": "2"}
+    assert content["regions"] == {"whole": [1, 2], "core": [2]}
+
+
 def test_what_a_form_cannot_hold_is_refused(touch):
     folder = touch(*FILES, "r;1.nii")
     with pytest.raises(ValueError, match=r"a manifest is written as \.json or \.csv, got '.*\.yaml'"):

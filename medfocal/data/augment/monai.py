@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medfocal.data.augment import (
+from medfocal.data.augment.batch import (
     SMALLEST,
     Axes,
     Range,
@@ -25,7 +25,7 @@ from medfocal.data.augment import (
     check_mirror_axes,
     check_numbers,
 )
-from medfocal.data.warp import limited, reach
+from medfocal.data.augment.warp import limited, reach
 from medfocal.errors import ConfigError
 
 __all__ = ["MonaiAugmentation"]
@@ -165,8 +165,7 @@ class MonaiAugmentation:
         patches = []
         for number, seed in enumerate(seeds):
             chain.set_random_state(seed=int(np.random.SeedSequence(seed).generate_state(1)[0]))
-            # A copy: MONAI changes intensities in place.
-            patches.append(chain({key: values[number].cpu().clone() for key, values in batch.items()}))
+            patches.append(chain({key: values[number].cpu() for key, values in batch.items()}))
         return {
             key: torch.stack([patch[key].as_subclass(Tensor) for patch in patches]).to(values)
             for key, values in batch.items()

@@ -24,8 +24,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medfocal.data import intensity
-from medfocal.data.warp import (
+from medfocal.data.augment import intensity
+from medfocal.data.augment.warp import (
     INJECTIVE,
     Warp,
     affine_matrix,

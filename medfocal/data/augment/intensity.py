@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from medfocal.data.warp import between, tensor_product
+from medfocal.data.augment.warp import between, tensor_product
 
 #: Highest power of the coordinates in a bias field, and number of powers.
 BIAS_ORDER = 3
