@@ -453,7 +453,7 @@ def _check(conf: dict[str, Any]) -> None:
 
 def _plan(conf: dict[str, Any]) -> None:
     from medfocal.data.dataset import DataSettings
-    from medfocal.data.patch import Budget
+    from medfocal.data.plan.patch import Budget
     from medfocal.train.planned import device_to_plan_for, plan_dataset
 
     device = device_to_plan_for(conf["device"], conf["memory_gb"])

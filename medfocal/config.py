@@ -394,7 +394,7 @@ def plan_overrides(path: Path, conf: DictConfig, chosen: Mapping[str, str]) -> t
     Raises:
         ConfigError: The plan cannot be read, or sets what there is not.
     """
-    from medfocal.data.plan_file import read_plan
+    from medfocal.data.plan.file import read_plan
 
     values = OmegaConf.to_container(conf)
     known = list(_paths(values))
@@ -582,7 +582,7 @@ def _check_data(values: Mapping[str, Any]) -> None:
 
 
 def _check_budget(values: Mapping[str, Any]) -> None:
-    from medfocal.data.patch import Budget
+    from medfocal.data.plan.patch import Budget
 
     _reworded("budget", functools.partial(Budget, values["budget"]))
     if not values["output"].strip():

@@ -518,7 +518,7 @@ def _prepared_shape(grid: Volume, preprocessing: Preprocessing) -> tuple[int, ..
     return grids.new_shape
 
 
-def find_missing(cache: Cache, keys: Keys) -> list[str]:
+def find_missing(cache: Cache, keys: Keys, *, verify: bool = True) -> list[str]:
     """Kinds of entries of a case that the cache does not hold."""
     wanted = {"image": keys.image, "target": keys.target, "reference": keys.reference}
-    return [kind for kind, key in wanted.items() if key is not None and cache.find(kind, key) is None]
+    return [kind for kind, key in wanted.items() if key is not None and cache.find(kind, key, verify=verify) is None]

@@ -142,11 +142,7 @@ def prepare_training(cases: Sequence[Case], recipe: Recipe, cache: Cache, *, wor
     _refuse_idle_readers(cases, settings)
     _refuse_without_label(cases, settings)
     weights = find_weights(cases, settings)
-    jobs = []
-    for case in track(cases, "digest training"):
-        image, weight = image_key(case, recipe.preprocessing, recipe.dtype), weights.get(case.name)
-        target = target_key(image, case, recipe.scheme, settings, recipe.smoothing, weight)
-        jobs.append(_Job(case, Keys(image, target=target), weight))
+    jobs = _training_jobs(cases, recipe, weights)
     _make_missing(jobs, recipe, cache, workers, "prepare training")
     opened = []
     for job in jobs:
@@ -166,10 +162,7 @@ def prepare_evaluation(
         InputError: A case cannot be read or its files do not belong together; it is named.
         ResourceError: The arrays do not fit into the cache.
     """
-    jobs = []
-    for case in track(cases, "digest validation"):
-        reference = reference_key(case, recipe.scheme, recipe.annotations.fusion)
-        jobs.append(_Job(case, Keys(image_key(case, recipe.preprocessing, recipe.dtype), reference=reference)))
+    jobs = _evaluation_jobs(cases, recipe)
     _make_missing(jobs, recipe, cache, workers, "prepare validation")
     return [
         open_evaluation(
@@ -186,6 +179,46 @@ class _Job:
     weight: Path | None = None
 
 
+def check_room(training: Sequence[Case], validation: Sequence[Case], recipe: Recipe, cache: Cache) -> None:
+    """See before anything is made that what the cache lacks of all these cases fits into it.
+
+    Raises:
+        InputError: A file is missing or its header cannot be read.
+        DatasetError: No case has a weight map where some are asked for.
+        ResourceError: They do not fit; says how much is needed.
+    """
+    weights = find_weights(training, recipe.annotations)
+    jobs = [*_training_jobs(training, recipe, weights), *_evaluation_jobs(validation, recipe)]
+    cache.check_room(sum(_bytes_needed(job, recipe, find_missing(cache, job.keys, verify=False)) for job in jobs))
+
+
+def _training_jobs(cases: Sequence[Case], recipe: Recipe, weights: Mapping[str, Path]) -> list[_Job]:
+    jobs = []
+    for case in track(cases, "digest training"):
+        image, weight = image_key(case, recipe.preprocessing, recipe.dtype), weights.get(case.name)
+        target = target_key(image, case, recipe.scheme, recipe.annotations, recipe.smoothing, weight)
+        jobs.append(_Job(case, Keys(image, target=target), weight))
+    return jobs
+
+
+def _evaluation_jobs(cases: Sequence[Case], recipe: Recipe) -> list[_Job]:
+    jobs = []
+    for case in track(cases, "digest validation"):
+        reference = reference_key(case, recipe.scheme, recipe.annotations.fusion)
+        jobs.append(_Job(case, Keys(image_key(case, recipe.preprocessing, recipe.dtype), reference=reference)))
+    return jobs
+
+
+def _bytes_needed(job: _Job, recipe: Recipe, missing: Sequence[str]) -> float:
+    return estimated_bytes(
+        job.case,
+        recipe.preprocessing,
+        recipe.dtype,
+        missing=missing,
+        taught_bytes=recipe.taught_bytes(job.case, job.weight),
+    )
+
+
 def _entry(cache: Cache, kind: str, key: str | None) -> Entry:
     found = None if key is None else cache.find(kind, key, verify=False)
     if found is None:
@@ -198,18 +231,7 @@ def _make_missing(jobs: Sequence[_Job], recipe: Recipe, cache: Cache, workers: i
     """Make the entries that the cache lacks, once it is known that they fit."""
     missing = {job.case.name: find_missing(cache, job.keys) for job in jobs}
     todo = [job for job in jobs if missing[job.case.name]]
-    cache.check_room(
-        sum(
-            estimated_bytes(
-                job.case,
-                recipe.preprocessing,
-                recipe.dtype,
-                missing=missing[job.case.name],
-                taught_bytes=recipe.taught_bytes(job.case, job.weight),
-            )
-            for job in todo
-        )
-    )
+    cache.check_room(sum(_bytes_needed(job, recipe, missing[job.case.name]) for job in todo))
     if not todo:
         return
     if workers is None:

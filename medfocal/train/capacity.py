@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from medfocal.data.fingerprint import Fingerprint
-from medfocal.data.plan import Plan
+from medfocal.data.plan.fingerprint import Fingerprint
+from medfocal.data.plan.proposal import Plan
 from medfocal.infer.window import uses_bfloat16
 from medfocal.losses import FocalLoss
 from medfocal.networks import UNet3d

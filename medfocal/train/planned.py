@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from medfocal.data.fingerprint import Fingerprint, measure_dataset, summarize, write_fingerprint
 from medfocal.data.manifest import Manifest
-from medfocal.data.patch import Budget, Means
-from medfocal.data.plan import Plan, propose
-from medfocal.data.plan_file import write_plan
+from medfocal.data.plan.file import write_plan
+from medfocal.data.plan.fingerprint import Fingerprint, measure_dataset, summarize, write_fingerprint
+from medfocal.data.plan.patch import Budget, Means
+from medfocal.data.plan.proposal import Plan, propose
 from medfocal.errors import ConfigError
 from medfocal.files import make_folder, write_json
 from medfocal.infer.window import choose_device, uses_bfloat16

@@ -26,6 +26,7 @@ from medfocal.data.splits import write_split
 from medfocal.data.stored import Precision, TrainingCase
 from medfocal.data.targets import (
     Recipe,
+    check_room,
     find_weights,
     log_annotations,
     prepare_evaluation,
@@ -182,6 +183,7 @@ def run_training(
         smoothing=smoothing,
     )
     store = Cache(cache_folder, max_gb=cache.max_gb, compress=cache.compress)
+    check_room(manifest.split("training"), manifest.split("validation"), recipe, store)
     taught = prepare_training(manifest.split("training"), recipe, store, workers=cache.workers)
     training = taught.cases
     validation = prepare_evaluation(manifest.split("validation"), recipe, store, workers=cache.workers)

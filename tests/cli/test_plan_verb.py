@@ -9,7 +9,7 @@ from commands import TINY, assert_refused, run
 from omegaconf import OmegaConf
 
 from medfocal import config
-from medfocal.data.plan_file import read_plan
+from medfocal.data.plan.file import read_plan
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 

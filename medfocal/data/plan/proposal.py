@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,9 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medfocal.data.fingerprint import Fingerprint
-from medfocal.data.patch import Budget, Means, PatchPlan, plan_patch
+from medfocal.data.plan.fingerprint import ChannelFingerprint, Fingerprint
+from medfocal.data.plan.patch import Budget, Means, PatchPlan, plan_patch
 
+#: Words of a channel's name that say what it is.
+CT_WORDS = frozenset({"CT", "CTA", "CECT", "NCCT", "CBCT", "HU"})
+OTHER_WORDS = frozenset(
+    {"MR", "MRI", "T1", "T1W", "T1C", "T1CE", "T1GD", "T2", "T2W", "FLAIR", "DWI", "ADC", "PET", "SUV"}
+)
 #: The orientation that every case is turned to.
 ORIENTATION = "RAS"
 #: Spacings of one case that differ by this factor are anisotropic (nnU-Net).
@@ -194,17 +200,21 @@ def _fine_enough(
     )
 
 
+def _is_ct(name: str, of_cases: Sequence[ChannelFingerprint]) -> bool:
+    """By the words of its name; where none of them says a modality, by its values."""
+    words = set(re.split(r"[^A-Z0-9]+", name.upper()))
+    if words & CT_WORDS or words & OTHER_WORDS:
+        return bool(words & CT_WORDS)
+    return float(np.mean([channel.is_hounsfield for channel in of_cases])) > 0.5
+
+
 def _propose_intensity(fingerprint: Fingerprint) -> Proposal:
     key = "transforms.intensity"
     channels = list(zip(*(case.channels for case in fingerprint.cases), strict=True))
-    ct = [
-        name
-        for name, of_cases in zip(fingerprint.channels, channels, strict=True)
-        if name.strip().upper() == "CT" or np.mean([channel.is_hounsfield for channel in of_cases]) > 0.5
-    ]
+    ct = [name for name, of_cases in zip(fingerprint.channels, channels, strict=True) if _is_ct(name, of_cases)]
     if ct:
         reason = (
-            f"{_listed(ct)} {'is' if len(ct) == 1 else 'are'} CT by name or by air below 0 in whole numbers: clipped "
+            f"{_listed(ct)} {'is' if len(ct) == 1 else 'are'} CT by name, or by air below 0 in whole numbers: clipped "
             "to percentiles 0.5 and 99.5, then scaled over all voxels"
         )
         if len(ct) < len(channels):
@@ -230,7 +240,7 @@ def _propose_patch(
     fingerprint: Fingerprint, plan: PatchPlan, body: NDArray[np.float64], means: Means
 ) -> list[Proposal]:
     why = {
-        "body": "which holds the body of the median case",
+        "body": "as large as the body of the median case, rounded down",
         "memory": f"more would not fit {means.memory_gb:.3g} GB",
         "time": f"more would make steps slow on a {means.device}",
     }[plan.is_bound_by]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfocal.data.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, LesionFingerprint
-from medfocal.data.patch import MOST_BATCH, Budget, Means, plan_patch
-from medfocal.data.plan import propose
+from medfocal.data.plan.fingerprint import CaseFingerprint, ChannelFingerprint, Fingerprint, LesionFingerprint
+from medfocal.data.plan.patch import MOST_BATCH, Budget, Means, plan_patch
+from medfocal.data.plan.proposal import _is_ct, propose
 from medfocal.errors import ConfigError
 
 CPU = Means("cpu", 8, 4, Budget.STANDARD)
@@ -144,7 +144,11 @@ def of_channels(*channels, names=("FLAIR",)):
         (of_channels(channel(), names=("PET (SUV)",)), "zscore_nonzero", "scale of SUV"),
         (of_channels(channel(**CT), channel(), names=("a", "b")), "percentile_zscore", "'a' is CT"),
         (of_channels(channel(**CT), channel(), names=("a", "b")), "percentile_zscore", "the other channels as well"),
-        (of_channels(channel(**CT, clipped_lesion_share=0.4)), "percentile_zscore", "40% of a lesion's voxels"),
+        (
+            of_channels(channel(**CT, clipped_lesion_share=0.4), names=("image",)),
+            "percentile_zscore",
+            "40% of a lesion's voxels",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -401,3 +405,13 @@ def test_network_follows_the_proposed_patch():
     assert plan.value("network.channels")[:2] == [32, 64]
     assert "'S' is not convolved" in {p.key: p.reason for p in plan.proposals}["network.kernel_sizes"]
     assert np.all(np.array(plan.value("sampling.patch_size")) % np.array(plan.patch.levels.divisor) == 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("CT (HU)", True), ("Chest CT", True), ("ct_thorax", True), ("T1", False), ("FLAIR", False), ("PET_image", False)],
+)
+def test_a_name_that_says_the_modality_decides_whatever_the_values_look_like(name, expected):
+    """Resampled CT is not whole any more, and a signed MR map can be whole and below 0."""
+    looks = channel() if expected else channel(lowest=-300.0, is_integral=True)
+    assert _is_ct(name, [looks]) is expected

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from medfocal.data.levels import BASE_GB, Levels, plan_levels, training_memory_gb, window_memory_gb
+from medfocal.data.plan.levels import BASE_GB, Levels, plan_levels, training_memory_gb, window_memory_gb
 from medfocal.errors import ConfigError
 
 #: Share of the memory that is planned for; the rest is for what the model of it leaves out.

@@ -13,7 +13,7 @@ from medfocal.errors import ConfigError
 from medfocal.files import atomic_write, plain
 
 if TYPE_CHECKING:
-    from medfocal.data.plan import Proposal  # brings scipy, and reading a plan needs none
+    from medfocal.data.plan.proposal import Proposal  # brings scipy, and reading a plan needs none
 
 #: A plan has a few dozen lines; what is larger is another file.
 MOST_BYTES = 200_000

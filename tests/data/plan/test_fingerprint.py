@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from medfocal.data.fingerprint import (
+from medfocal.data.manifest import Case, LabelScheme, Manifest
+from medfocal.data.plan.fingerprint import (
     LEAST_SHELL_VOXELS,
     PERCENTILES,
     SHELL_MM,
@@ -16,7 +17,6 @@ from medfocal.data.fingerprint import (
     summarize,
     write_fingerprint,
 )
-from medfocal.data.manifest import Case, LabelScheme, Manifest
 from medfocal.errors import DatasetError
 from medfocal.volume import Volume, write_volume
 

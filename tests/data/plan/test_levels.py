@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medfocal.data.levels import LEAST_LEVELS, MOST_LEVELS, plan_levels, training_memory_gb, window_memory_gb
+from medfocal.data.plan.levels import LEAST_LEVELS, MOST_LEVELS, plan_levels, training_memory_gb, window_memory_gb
 from medfocal.networks import UNet3d
 
 plan = functools.partial(plan_levels, width=16, most_width=320)

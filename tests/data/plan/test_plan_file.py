@@ -3,8 +3,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from medfocal.data.plan import Proposal
-from medfocal.data.plan_file import LINE_LENGTH, MOST_BYTES, read_plan, write_plan
+from medfocal.data.plan.file import LINE_LENGTH, MOST_BYTES, read_plan, write_plan
+from medfocal.data.plan.proposal import Proposal
 from medfocal.errors import ConfigError
 
 PROPOSALS = (
