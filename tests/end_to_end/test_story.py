@@ -73,7 +73,7 @@ def test_check_finds_no_fault_and_counts_the_cases(dataset, tmp_path):
     out = done("check", f"data.dataset={dataset}", "output=report", folder=tmp_path)
     assert re.search(r"training: 3 cases, \d+ lesions", out)
     assert "no error in 6 cases" in out
-    assert read_json(tmp_path / "report" / "dataset_report.json")["errors"] == []
+    assert read_json(tmp_path / "report" / "dataset_report.json")["num_findings"]["error"] == 0
 
 
 def test_the_run_folder_holds_what_the_contract_says_and_nothing_else(home, manifest):
@@ -83,7 +83,7 @@ def test_the_run_folder_holds_what_the_contract_says_and_nothing_else(home, mani
     tails = ("mask.nii.gz", "probability.nii.gz", "candidates.csv")
     wanted |= {f"test/predictions/{case.name}_{tail}" for case in manifest.split("test") for tail in tails}
     assert {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()} == wanted
-    assert [path.name for path in home.parents[2].iterdir()] == ["runs"]
+    assert sorted(path.name for path in home.parents[2].iterdir()) == ["cache", "runs"]
 
 
 def test_training_says_where_its_results_are(story):
@@ -119,7 +119,10 @@ def test_the_environment_names_versions_and_the_digest_of_every_input(home, mani
 
 
 def test_the_split_is_that_of_the_dataset(home, manifest):
-    for split, cases in read_json(home / "split.json").items():
+    stated = read_json(home / "split.json")
+    assert stated.pop("split_from") == "the dataset"
+    assert set(stated) == {"training", "validation", "test"}
+    for split, cases in stated.items():
         assert cases == [{"case": case.name, "patient": case.patient} for case in manifest.split(split)]
 
 
