@@ -81,3 +81,48 @@ def test_coverage_of_pooled_intervals_is_that_of_the_page():
     page = (ROOT / "docs/benchmarks/interval-coverage.md").read_text("utf-8")
     lowest = [float(line.split("|")[3]) for line in page.splitlines() if "lesions pooled |" in line]
     assert f"in as few as {100 * min(lowest):.0f} % of studies" in README
+
+
+DATA = (ROOT / "docs/benchmarks/data-cpu.md").read_text("utf-8")
+PATCHES = DATA.split("## Patches of 64^3")[1].split("\n## ")[0]
+
+
+def test_patches_from_the_cache_are_those_of_the_page():
+    said = re.search(
+        r"([\d,]+) patches of 64\^3 a second and core, (\d+) times\s+as many as MONAI's `CacheDataset`.*?"
+        r"\((\d+) times as many as the leanest.*?from (\d+) MB that all",
+        README,
+        re.DOTALL,
+    )
+    own = cells(PATCHES, "medfocal, patch by patch")
+    assert int(said[1].replace(",", "")) == int(own[1])
+    assert int(said[4]) == int(own[5])
+    plain, leanest = (
+        cells(PATCHES, f"MONAI CacheDataset{tail}")[2].split(";")[0]
+        for tail in ("", ", indices kept, plain tensors, no copies")
+    )
+    assert (int(said[2]), int(said[3])) == (int(float(plain)), int(float(leanest)))
+
+
+def test_visits_are_those_of_the_page():
+    said = re.search(r"visit each (\d+) to (\d+) times; drawn by voxels, (\d+) never", README)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in DATA.splitlines() if "alike" in line]
+    rows = [row for row in rows if len(row) == 6]
+    alike = [[int(float(n)) for n in row[3].split("/")] for row in rows if row[2] == "lesions alike"]
+    assert (int(said[1]), int(said[2])) == (min(row[0] for row in alike), max(row[2] for row in alike))
+    assert int(said[3]) == sum(int(row[4]) for row in rows if row[2] == "voxels alike")
+
+
+def test_augmentation_takes_no_more_than_the_readme_says():
+    page = (ROOT / "docs/benchmarks/augment-cpu.md").read_text("utf-8")
+    ratios = {}
+    for channels in (1, 4):
+        row = cells(page.split("## Each kind")[0], str(channels))
+        ratios[channels] = [float(cell.split("/")[1]) for cell in row[-2:]]
+    assert "in a third\n" in README
+    assert "of batchgeneratorsv2's processor time and less than a quarter of MONAI's (one channel; with four" in README
+    assert "in a half and two fifths)" in README
+    assert ratios[1][0] >= 3
+    assert ratios[1][1] > 4
+    assert ratios[4][0] >= 2
+    assert ratios[4][1] >= 2.5
