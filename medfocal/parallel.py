@@ -22,7 +22,7 @@ Answer = TypeVar("Answer")
 
 @contextlib.contextmanager
 def in_processes(
-    task: Callable[[Item], Answer], items: Sequence[Item], workers: int, *, what: str
+    task: Callable[[Item], Answer], items: Sequence[Item], workers: int, *, what: str, setting: str = "workers"
 ) -> Iterator[Iterator[Answer]]:
     """Give an iterator over `task(item)` in the order of the items, worked on here or in other processes.
 
@@ -33,6 +33,7 @@ def in_processes(
         items: What to work on.
         workers: Processes; 1 does it in this one, when the iterator is asked.
         what: What the processes do, for messages, such as "measured cases".
+        setting: By which a user says how many there are.
 
     Raises:
         ResourceError: A process ended without an answer.
@@ -48,7 +49,7 @@ def in_processes(
             chunk = max(1, min(16, len(items) // (4 * workers)))
             yield pool.map(task, items, chunksize=chunk)
         except concurrent.futures.process.BrokenProcessPool as error:
-            message = f"a process that {what} ended without an answer; it may have been out of memory. Try workers=1."
+            message = f"a process that {what} ended without an answer; it may have been out of memory. Try {setting}=1."
             raise ResourceError(message) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

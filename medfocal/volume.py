@@ -542,7 +542,10 @@ def _itk_reader(path: Path) -> Any:
 def _read_itk_grid(path: Path) -> Volume:
     reader = _itk_reader(path)
     affine = _itk_affine(path, reader)
-    return Volume(np.broadcast_to(np.float32(0), _three_axes(path, reader.GetSize())), affine)
+    import SimpleITK as sitk  # noqa: N813  the name its own documentation uses
+
+    dtype = sitk.GetArrayViewFromImage(sitk.Image([1, 1, 1], reader.GetPixelID())).dtype
+    return Volume(np.broadcast_to(np.zeros((), dtype), _three_axes(path, reader.GetSize())), affine)
 
 
 def _read_itk(path: Path) -> Volume:

@@ -147,7 +147,8 @@ class Cache:
         if not needed_bytes:
             return
         free = shutil.disk_usage(self.folder).free
-        needed = f"{needed_bytes / 1e9:.3g} GB more are needed in the cache '{self.folder}'"
+        most = "up to " if self.compress else ""  # how far arrays can be compressed is not known before
+        needed = f"{most}{needed_bytes / 1e9:.3g} GB more are needed in the cache '{self.folder}'"
         if self.max_gb is not None:
             held = _bytes_in(self.folder)
             if held + needed_bytes > self.max_gb * 1e9:

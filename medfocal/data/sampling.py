@@ -67,6 +67,8 @@ def check_sampling(patch_size: Sequence[int], lesion_fraction: float, size_power
 class LesionBalancedSampler:
     """Draws patch locations; the same seed, epoch and index give the same patch in any order of calls.
 
+    With `hardness` the last judgement counts too.
+
     Nothing depends on who calls: any number of threads, processes or ranks draw the same patches.
 
     Args:
@@ -127,7 +129,7 @@ class LesionBalancedSampler:
             volume_ml: Of the validation lesions, `(n,)`.
             missed: Whether each was missed, `(n,)`.
         """
-        group = np.searchsorted(self._edges_ml, np.asarray(volume_ml, float), side="right")
+        group = np.searchsorted(self._edges_ml, np.asarray(volume_ml, float))
         lesions = np.bincount(group, minlength=NUM_SIZES)
         misses = np.bincount(group, np.asarray(missed, float), minlength=NUM_SIZES)
         self.set_miss_rates(((misses + 1) / (lesions + 2)).tolist())
@@ -141,7 +143,7 @@ class LesionBalancedSampler:
         chances = self._by_size
         if self.miss_rates is not None and self.hardness > 0:
             rates = np.array(self.miss_rates)
-            group = np.searchsorted(self._edges_ml, self.volume_ml, side="right")
+            group = np.searchsorted(self._edges_ml, self.volume_ml)
             chances = chances * (1 - self.hardness + self.hardness * rates[group] / rates.mean())
         total = np.cumsum(chances)
         #: Chance of each lesion when a lesion is drawn, `(n,)`.

@@ -31,6 +31,8 @@ from medfocal.data.transforms import AXIS_LETTERS, Intensity, PreparedCase, Prep
 from medfocal.errors import DatasetError, InputError
 from medfocal.volume import GRID_TOLERANCE_MM, PAIR_ENDINGS, Volume, read_grid, read_volume, spacing_of
 
+#: Share of the voxels on the faces of a volume from which 0 is its background.
+COMMON = 0.01
 #: Largest value of half precision but one, so that each has a next; what lies above 65504 would become infinite.
 LARGEST_HALF = 65472.0
 #: What the arrays of an entry depend on beside its inputs and settings.
@@ -211,9 +213,9 @@ def stored_image(
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """An image in the precision that it is stored in, and each channel's value outside of the body.
 
-    Background is 0 where 0 occurs (as in skull-stripped MR), else each channel's lowest value. A voxel of the body that
-    rounding would make equal to the background in every channel is moved to the next number, so that the body stays
-    what it was.
+    Background is 0 where 0 is common on the faces of the volume (as in skull-stripped MR; a CT has a few zeros in
+    water), else each channel's lowest value. A voxel of the body that rounding would make equal to the background in
+    every channel is moved to the next number, so that the body stays what it was.
 
     Args:
         image: `(C, I, J, K)`, finite.
@@ -224,7 +226,8 @@ def stored_image(
         DatasetError: A value is too large for half precision.
     """
     background = np.zeros(len(image), np.float32)
-    if not (image == 0).any():
+    faces = [np.take(image, side, axis=axis).reshape(len(image), -1) for axis in (1, 2, 3) for side in (0, -1)]
+    if np.mean((np.concatenate(faces, axis=1) == 0).all(axis=0)) < COMMON:
         background = image.reshape(len(image), -1).min(axis=1)
     if dtype == np.float32:
         return image, background
@@ -301,7 +304,7 @@ def _content(case: Case, path: Path) -> str:
         suffix = path.suffix.lower()
         if suffix in PAIR_ENDINGS:
             return digest(pair=[file_digest(path.with_suffix(ending)) for ending in PAIR_ENDINGS])
-        if suffix == ".mhd" or (suffix == ".nrrd" and _names_other_files(path)):
+        if suffix == ".mhd" or (suffix in {".mha", ".nrrd"} and _names_other_files(path)):
             voxels = np.ascontiguousarray(read_volume(path).array)
             return digest(header=file_digest(path), voxels=hashlib.sha256(voxels.data).hexdigest())
         return file_digest(path)
@@ -311,12 +314,14 @@ def _content(case: Case, path: Path) -> str:
 
 
 def _names_other_files(path: Path) -> bool:
-    """Whether a NRRD file is a header whose voxels lie elsewhere; a header ends with an empty line."""
+    """Whether the voxels of a NRRD or MHA file lie elsewhere; a NRRD header ends with an empty line."""
     try:
         with path.open("rb") as file:
-            lines = iter(file.readline, b"")
-            header = itertools.takewhile(bytes.strip, lines)
-            return any(line.lower().replace(b" ", b"").startswith(b"datafile:") for line in header)
+            lines = (line.lower().replace(b" ", b"").strip() for line in iter(file.readline, b""))
+            if path.suffix.lower() == ".mha":
+                found = next((line for line in lines if line.startswith(b"elementdatafile=")), b"")
+                return found != b"elementdatafile=local"
+            return any(line.startswith(b"datafile:") for line in itertools.takewhile(bool, lines))
     except OSError as error:
         message = f"the file '{path}' cannot be read: {error.strerror or error}"
         raise InputError(message) from error
@@ -367,6 +372,7 @@ def reference_key(case: Case, scheme: LabelScheme, fusion: str) -> str:
         annotations=[] if case.label is not None else [_content(case, path) for path in case.annotations],
         scheme=_meaning(scheme),
         fusion=fusion,
+        made_by=_made_by(),
     )
 
 

@@ -235,18 +235,3 @@ def _turned_affine(grid: Volume, turn: NDArray[np.float64]) -> NDArray[np.float6
     from nibabel import orientations
 
     return np.asarray(grid.affine @ orientations.inv_ornt_aff(turn, grid.shape), np.float64)
-
-
-def body_mask(image: torch.Tensor) -> NDArray[np.bool_]:
-    """Voxels of a prepared image `(C, I, J, K)` that belong to the body: some channel is above its lowest.
-
-    In skull-stripped MR the background is 0 and the lowest value need not be: there a voxel counts when some
-    channel is not 0.
-    """
-    array = image.numpy()
-    if (array == 0).any():
-        inside: NDArray[np.bool_] = (array != 0).any(axis=0)
-    else:
-        lowest = array.reshape(array.shape[0], -1).min(axis=1)
-        inside = (array > lowest[:, None, None, None]).any(axis=0)
-    return inside

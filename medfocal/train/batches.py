@@ -163,7 +163,8 @@ class BatchSource:
             size = self._sampler.patch_size
             if "weight" in planes:  # a voxel of which a part weighs nothing, as nobody judged it, weighs nothing
                 given = planes["weight"]
-                planes["weight"] = torch.where(given == 0, -OUTWEIGHS * given.max(), given)
+                most = given.amax(dim=(1, 2, 3, 4), keepdim=True)  # of each patch for itself: its seed alone decides
+                planes["weight"] = torch.where(given == 0, -OUTWEIGHS * most, given)
             planes = self._augment(planes, seeds=cut.seeds, spacing_mm=cut.spacing_mm, patch_size=size)
             if "weight" in planes:
                 planes["weight"] = planes["weight"].clamp(min=0)

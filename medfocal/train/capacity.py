@@ -88,7 +88,7 @@ def time_step(
     network = build_network(in_channels=in_channels, out_channels=out_channels).to(device).train()
     optimizer = build_optimizer(network.parameters())
     image = torch.randn(batch_size, in_channels, *patch_size, device=device)
-    target = (torch.rand(batch_size, *patch_size, device=device) < 0.01).long()
+    target = _random_target(loss.activation, image, out_channels)
     bfloat16 = uses_bfloat16(precision, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -107,6 +107,14 @@ def time_step(
     return StepTime(seconds, forward, peak)
 
 
+def _random_target(activation: str, image: torch.Tensor, out_channels: int) -> torch.Tensor:
+    """Classes, or with sigmoid shares of each channel, which is how regions are taught."""
+    batch_size, _, *patch_size = image.shape
+    if activation == "sigmoid":
+        return (torch.rand(batch_size, out_channels, *patch_size, device=image.device) < 0.01).to(image.dtype)
+    return (torch.rand(batch_size, *patch_size, device=image.device) < 0.01).long()
+
+
 def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -121,10 +129,10 @@ def time_plan(plan: Plan, fingerprint: Fingerprint, device: torch.device) -> Ste
     )
     return time_step(
         build_network,
-        FocalLoss(gamma=plan.value("loss.gamma"), alpha=plan.value("loss.alpha")),
+        FocalLoss(gamma=plan.value("loss.gamma"), alpha=plan.value("loss.alpha"), activation=plan.activation),
         torch.optim.AdamW,
         in_channels=len(fingerprint.channels),
-        out_channels=len(fingerprint.labels),
+        out_channels=plan.out_channels,
         patch_size=plan.patch.patch_size,
         batch_size=plan.patch.batch_size,
         device=device,

@@ -16,7 +16,7 @@ import torch
 from medfocal.errors import ModelError
 from medfocal.files import atomic_write
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # with visits and shares of missed lesions
 
 _DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError)
 

@@ -106,6 +106,12 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         DatasetError: No training case has a lesion, or none can be transplanted.
         ModelError: A checkpoint is damaged.
     """
+    if sampling.hardness > 0 and not validation:
+        message = (
+            f"sampling.hardness={sampling.hardness:g} follows the lesions missed in the validation, and no case is for "
+            "validation. Set it to 0, or data.num_folds and data.fold."
+        )
+        raise ConfigError(message)
     cases, patch_size = training.cases, sampling.patch_size
     augmentation.check(patch_size, {case.case.name: case.spacing_mm for case in cases})
     sampler = LesionBalancedSampler(

@@ -137,9 +137,7 @@ def write_planned(
             "num_folds": plan.num_folds,
             "cache_gb": plan.cache_gb,
             "memory_gb": plan.patch.memory_gb,
-            "num_parameters": plan.patch.levels.num_parameters(
-                max(1, len(fingerprint.channels)), len(fingerprint.labels)
-            ),
+            "num_parameters": plan.patch.levels.num_parameters(max(1, len(fingerprint.channels)), plan.out_channels),
             "step": None if timed is None else vars(timed),
             "hours": hours,
         },

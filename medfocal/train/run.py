@@ -21,7 +21,8 @@ from medfocal import __version__
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.target import AnnotationSettings, Smoothing
 from medfocal.data.cache import Cache, file_digest
-from medfocal.data.manifest import Case, LabelScheme, Manifest
+from medfocal.data.formats.source import read_json
+from medfocal.data.manifest import Case, LabelScheme, Manifest, listed
 from medfocal.data.splits import write_split
 from medfocal.data.stored import Precision, TrainingCase
 from medfocal.data.targets import (
@@ -183,6 +184,7 @@ def run_training(
         smoothing=smoothing,
     )
     store = Cache(cache_folder, max_gb=cache.max_gb, compress=cache.compress)
+    _refuse_other_data(folder, manifest, annotations)
     check_room(manifest.split("training"), manifest.split("validation"), recipe, store)
     taught = prepare_training(manifest.split("training"), recipe, store, workers=cache.workers)
     training = taught.cases
@@ -368,6 +370,34 @@ def _start_log(path: Path) -> None:
     log.addHandler(logging.StreamHandler(sys.stdout))
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def _refuse_other_data(folder: Path, manifest: Manifest, annotations: AnnotationSettings) -> None:
+    """Refuse to continue a run whose training or validation cases, or their files, are not those it began with."""
+    if not (folder / "checkpoints" / "last.pt").exists():
+        return
+    before = read_json(folder / "split.json", "record of the run's split")
+    for split in ("training", "validation"):
+        now = [{"case": case.name, "patient": case.patient} for case in manifest.split(split)]
+        if before.get(split) != now:
+            names = [{entry["case"] for entry in entries} for entries in (before.get(split, []), now)]
+            other = sorted(names[0] ^ names[1]) or sorted(names[1])
+            message = (
+                f"the run '{folder}' began with other {split} cases: {listed(other)}. Take another run.id, or give it "
+                f"its split: data.split={folder / 'split.json'}"
+            )
+            raise DatasetError(message)
+    known = read_json(folder / "environment.json", "record of the run's inputs").get("inputs", {})
+    cases = [*manifest.split("training"), *manifest.split("validation")]
+    files = [file for case in cases for file in case.files]
+    files += find_weights(manifest.split("training"), annotations).values()
+    changed = [str(file) for file in files if str(file) in known and known[str(file)] != file_digest(file)]
+    if changed:
+        message = (
+            f"{len(changed)} files are not those that the run '{folder}' began with: {listed(changed)}. "
+            "Put them back to continue it, or take another run.id."
+        )
+        raise DatasetError(message)
 
 
 def _write_records(

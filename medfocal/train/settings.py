@@ -37,6 +37,12 @@ class SamplingSettings:
 
         check_sampling(self.patch_size, self.lesion_fraction, self.size_power, self.hardness)
         check_transplant_probability(self.transplant_probability)
+        if self.lesion_fraction == 0 and (self.size_power != 0 or self.hardness != 0):
+            message = (
+                f"size_power {self.size_power:g} and hardness {self.hardness:g} say which lesions patches are centred "
+                "on, and with lesion_fraction 0 none is; leave one or the other out"
+            )
+            raise ValueError(message)
 
 
 @dataclass(kw_only=True)

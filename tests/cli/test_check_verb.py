@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from commands import assert_refused, run
 from medfocal.volume import read_volume, write_volume
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "data" / "check"))
-from made_datasets import TWO, label_of, make_dataset, write
+from made_datasets import AFFINE, TWO, annotate, image_of, label_of, make_dataset, write
 
 
 @pytest.fixture
@@ -62,6 +63,38 @@ def test_a_repair_needs_a_folder_of_its_own(tmp_path):
 def test_limits_are_settings(tmp_path):
     assert "specks 2" in run(*WORDS, "limits.speck_voxels=3", folder=tmp_path).out
     assert_refused(run(*WORDS, "limits.speck_voxels=-1", folder=tmp_path), 2, "speck_voxels must be 0 or more")
+
+
+def test_a_patient_in_two_splits_is_refused_with_all_other_faults_before_a_report_is_written(dataset, tmp_path):
+    content = json.loads(dataset.read_text())
+    content["training"][0]["patient"] = content["validation"][0]["patient"] = "p1"
+    content["validation"][0]["image"] = ["gone.nii.gz"]
+    dataset.write_text(json.dumps(content))
+    assert_refused(run(*WORDS, "output=out", folder=tmp_path), 3, "2 faults", "1 patient is in more than one", "gone")
+    assert not (tmp_path / "out").exists()
+
+
+def test_channels_that_training_could_not_bring_together_are_an_error(tmp_path):
+    dataset = make_dataset(tmp_path / "data", {"a": ("training", TWO)}, channels=("T1", "T2"))
+    affine = AFFINE.copy()
+    affine[:3, 3] += 500
+    write(dataset.parent / "a_T2.nii.gz", image_of(9), affine)
+    ended = run(*WORDS, "data.resample_channels=true", folder=tmp_path)
+    assert_refused(ended, 3, "1 error", "image T2 and image T1 lie apart", "866 mm apart")
+
+
+def test_cases_that_only_readers_marked_are_told_on_terminal_page_and_report(tmp_path):
+    dataset = make_dataset(tmp_path / "data", {"a": ("training", None)})
+    annotate(dataset, {"a": [TWO, TWO]})
+    ended = run(*WORDS, "output=out", folder=tmp_path)
+    assert (ended.code, "training: 1 case, marked by readers only" in ended.out) == (0, True)
+    found = json.loads((tmp_path / "out" / "dataset_report.json").read_text("utf-8"))
+    assert (found["splits"][0]["num_by_readers"], found["cases"][0]["num_majority_lesions"]) == (1, 2)
+    page = (tmp_path / "out" / "dataset_report.html").read_text("utf-8")
+    heads, cells = (
+        re.findall(part, page[page.index('id="set"') :]) for part in (r"<th scope=\"col\".*?>(.*?)<", r"<td.*?>(.*?)<")
+    )
+    assert dict(zip(heads[1:7], cells, strict=False))["Marked by readers only"] == "1"
 
 
 def test_hostile_values_end_with_a_message(dataset, tmp_path):

@@ -4,12 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import TINY, assert_refused, run
 from omegaconf import OmegaConf
+from scipy import ndimage
 
 from medfocal import config
 from medfocal.data.plan.file import read_plan
+from medfocal.networks import UNet3d
+from medfocal.volume import Volume, read_volume, write_volume
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -72,6 +76,72 @@ def test_the_plan_works_in_a_sweep(planned, tmp_path):
     for seed in (1, 2):
         values = OmegaConf.load(tmp_path / "runs" / "default" / f"r{seed}" / "config.yaml")
         assert (values.seed, values.loss.gamma, values.network.channels) == (seed, 1.0, [4, 8, 16])
+
+
+@pytest.fixture(scope="module")
+def two_classes(dataset, tmp_path_factory):
+    """The shared dataset with every other lesion in a second class, and some of each in every training case."""
+    folder = shutil.copytree(dataset.parent, tmp_path_factory.mktemp("two") / "data")
+    content = json.loads(dataset.read_text("utf-8"))
+    content["labels"] = {"0": "background", "1": "plaque", "2": "bleed"}
+    for split in ("training", "validation", "test"):
+        for entry in content[split]:
+            entry.pop("annotations")
+            found = read_volume(folder / entry["label"])
+            parts, _ = ndimage.label(found.array, np.ones((3, 3, 3)))
+            classes = np.where(parts > 0, 1 + parts % 2, 0).astype(np.uint8)
+            if split == "training":
+                classes[10, 10, 10], classes[10, 14, 10] = 1, 2
+            write_volume(folder / entry["label"], Volume(classes, found.affine))
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder / "dataset.json"
+
+
+@pytest.fixture(scope="module")
+def unlabelled(dataset):
+    """The shared dataset without the labels of training and validation: their readers are all there is."""
+    content = json.loads(dataset.read_text("utf-8"))
+    for entry in content["training"] + content["validation"]:
+        entry.pop("label")
+    path = dataset.with_name("unlabelled.json")
+    path.write_text(json.dumps(content))
+    return path
+
+
+def trained_by_its_plan(folder, *data):
+    """Plan, take a training step by it, and give the plan and the configuration of the run."""
+    ended = run("plan", *data, "output=out", "memory_gb=4", "budget=quick", "device=cpu", folder=folder)
+    assert ended.code == 0, ended.err
+    assert "measured on random patches" in ended.out
+    words = [word for word in TINY if not word.startswith("network")]
+    words += ["trainer.max_epochs=1", "trainer.steps_per_epoch=1", "run.id=r"]
+    ended = run("train", "plan=out/plan.yaml", *words, folder=folder)
+    assert ended.code == 0, ended.err
+    return read_plan(folder / "out/plan.yaml", {"data.classes"}), OmegaConf.load(folder / "runs/default/r/config.yaml")
+
+
+def test_two_lesion_classes_train_by_their_plan(two_classes, tmp_path):
+    plan, values = trained_by_its_plan(tmp_path, f"data.dataset={two_classes}")
+    assert plan["loss.alpha"] == values.loss.alpha == [0.25, 0.75, 0.75]
+    assert values.loss.activation == "softmax"
+
+
+def test_nested_regions_train_by_their_plan(two_classes, tmp_path):
+    regions = "data.classes={whole:[1,2],bleed:[2]}"
+    plan, values = trained_by_its_plan(tmp_path, f"data.dataset={two_classes}", regions)
+    assert plan["loss.alpha"] == values.loss.alpha == [0.75, 0.75]
+    assert plan["loss.activation"] == values.loss.activation == "sigmoid"
+    content = json.loads((tmp_path / "out/plan.json").read_text("utf-8"))
+    levels = {name: plan[f"network.{name}"] for name in ("channels", "kernel_sizes", "strides")}
+    network = UNet3d(in_channels=1, out_channels=2, **levels)
+    assert content["num_parameters"] == sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_cases_with_readers_only_train_by_their_plan(unlabelled, tmp_path):
+    plan, values = trained_by_its_plan(tmp_path, f"data.dataset={unlabelled}")
+    assert plan["annotations.fusion"] == values.annotations.fusion == "majority"
+    _, ended = job("plan=out/plan.yaml", "annotations=staple", folder=tmp_path)
+    assert "annotations=staple takes the place of what plan 'out/plan.yaml' says of annotations" in ended.err
 
 
 def plan_of(folder, text, name="plan.yaml"):

@@ -215,8 +215,8 @@ def test_a_ball_drawn_in_image_and_label_has_one_centre_and_keeps_its_volume(dat
     drawn, seen = prepared.label.numpy(), prepared.image[0].numpy()
     truth_mm = centre_mm(label, affine)
     assert away_in_voxels(centre_mm(seen, prepared.affine), truth_mm, prepared, case).max() < 0.05
-    # A face between two planes goes to either side. One plane more at one end and one less at the other move the centre of
-    # a ball six voxels across by 2 x 2.75 x 2.5 / 36 voxels (area and distance of the outermost planes over the volume).
+    # A face between two planes goes to either side. One plane more at one end and one less at the other move the centre
+    # of a ball six voxels across by 2 x 2.75 x 2.5 / 36 voxels (area and distance of the outermost planes over volume).
     assert away_in_voxels(centre_mm(drawn, prepared.affine), truth_mm, prepared, case).max() < 0.4
 
     before = label.sum() * abs(np.linalg.det(affine[:3, :3]))

@@ -39,7 +39,7 @@ from medfocal.data.stored import (
     target_key,
     training_case,
 )
-from medfocal.data.transforms import Intensity, PreparedCase, Preprocessing, body_mask
+from medfocal.data.transforms import Intensity, PreparedCase, Preprocessing
 from medfocal.errors import DatasetError, InputError
 from medfocal.volume import Volume, write_volume
 
@@ -287,7 +287,7 @@ VALUES = st.one_of(
 @given(numpies.arrays(np.float32, st.tuples(st.integers(1, 2), *[st.integers(1, 3)] * 3), elements=VALUES))
 def test_half_precision_keeps_the_body_and_three_digits(image):
     """Rounding is by 2^-11 of a value at most (2^-25 near 0), twice that where the body would be lost."""
-    body = body_mask(torch.from_numpy(image))
+    body = body_of(*stored_image(image, np.dtype(np.float32)))
     half, background = stored_image(image, HALF)
     assert half.dtype == np.float16
     assert np.isfinite(half).all()
@@ -308,16 +308,16 @@ def test_what_half_precision_cannot_hold_is_refused(value):
         stored_image(image, HALF, "c1")
 
 
-def test_background_is_0_where_0_occurs_and_else_the_lowest_of_each_channel():
+def test_background_is_0_where_0_is_common_on_the_faces_and_else_the_lowest_of_each_channel():
     image = np.stack([np.full(SHAPE, 5.0), np.full(SHAPE, -3.0)]).astype(np.float32)
     image[0, 2, 3, 4], image[1, 5, 6, 7] = 9, 2
     stored, background = stored_image(image, SINGLE)
     assert background.tolist() == [5, -3]
     assert np.argwhere(body_of(stored, background)).tolist() == [[2, 3, 4], [5, 6, 7]]
-    image[1, 0, 0, 0] = 0
+    image[:, 0] = 0
     stored, background = stored_image(image, SINGLE)
     assert background.tolist() == [0, 0]
-    assert body_of(stored, background).all()  # where the other channel is 0, this one is not
+    assert np.array_equal(body_of(stored, background), np.arange(SHAPE[0])[:, None, None] > np.zeros(SHAPE))
 
 
 def prepared(label=LABEL, image=None, **changes):
@@ -504,3 +504,23 @@ def test_fusions_are_part_of_a_key_by_name(case):
     """Every pair of fusions differs."""
     keys = {Asked(case, annotations=AnnotationSettings(fusion=fusion)).keys().target for fusion in Fusion}
     assert len(keys) == len(Fusion)
+
+
+def body_in(image):
+    return body_of(*stored_image(image, np.dtype(np.float32)))
+
+
+def test_the_body_of_a_skull_stripped_image_is_what_is_not_0_in_some_channel():
+    image = np.zeros((2, 12, 10, 8), np.float32)
+    image[0, 2:5, 3, 4] = -1.5  # below the background after z-scoring
+    image[1, 7, 3, 4] = 2.0
+    expected = np.zeros((12, 10, 8), bool)
+    expected[2:5, 3, 4] = expected[7, 3, 4] = True
+    np.testing.assert_array_equal(body_in(image), expected)
+
+
+def test_the_body_of_a_ct_is_what_is_above_the_lowest_value_whatever_is_exactly_0():
+    image = np.full((1, 12, 10, 8), -1000, np.float32)
+    image[0, 2:5, 3, 4] = 40
+    image[0, 3, 3, 4] = 0  # water
+    assert body_in(image).sum() == 3

@@ -14,7 +14,6 @@ from medfocal.data.manifest import Case
 from medfocal.data.transforms import (
     Intensity,
     Preprocessing,
-    body_mask,
     prepare_case,
     to_native,
 )
@@ -449,21 +448,3 @@ def test_a_mistyped_spacing_is_refused_before_memory_is_asked_for():
     )
     with pytest.raises(ResourceError, match=r"more than 5e\+09\. Choose a coarser spacing_mm"):
         prepare_case(case, Preprocessing(spacing_mm=(1e-4, 1e-4, 1e-4)))
-
-
-# Body
-
-
-def test_the_body_of_a_skull_stripped_image_is_what_is_not_0_in_some_channel():
-    image = torch.zeros(2, 12, 10, 8)
-    image[0, 2:5, 3, 4] = -1.5  # below the background after z-scoring
-    image[1, 7, 3, 4] = 2.0
-    expected = np.zeros((12, 10, 8), bool)
-    expected[2:5, 3, 4] = expected[7, 3, 4] = True
-    np.testing.assert_array_equal(body_mask(image), expected)
-
-
-def test_the_body_of_a_ct_is_what_is_above_the_lowest_value():
-    image = torch.full((1, 12, 10, 8), -1.7)
-    image[0, 2:5, 3, 4] = 0.3
-    assert body_mask(image).sum() == 3

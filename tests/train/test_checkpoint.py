@@ -108,7 +108,7 @@ class Bomb:
 def test_a_foreign_pickle_is_refused_without_running_it(tmp_path, legacy):
     content = io.BytesIO()
     torch.save(
-        {"format_version": 1, "network": Bomb(tmp_path / "ran")}, content, _use_new_zipfile_serialization=not legacy
+        {"format_version": 2, "network": Bomb(tmp_path / "ran")}, content, _use_new_zipfile_serialization=not legacy
     )
     path = tmp_path / "last.pt"
     for data in (content.getvalue(), pickle.dumps(Bomb(tmp_path / "ran"))):
@@ -121,16 +121,16 @@ def test_a_foreign_pickle_is_refused_without_running_it(tmp_path, legacy):
     assert (tmp_path / "ran").exists()  # the bomb works
 
 
-@pytest.mark.parametrize("content", [{"format_version": 2}, {}, [1, 2], torch.ones(3)])
+@pytest.mark.parametrize("content", [{"format_version": 1}, {}, [1, 2], torch.ones(3)])
 def test_another_version_and_another_kind_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "last.pt")
-    with pytest.raises(ModelError, match=r"has format version .*; this program reads 1"):
+    with pytest.raises(ModelError, match=r"has format version .*; this program reads 2"):
         load_checkpoint(tmp_path / "last.pt")
 
 
 @pytest.mark.parametrize("random", [None, {}, {"cpu": torch.ones(3)}, {"cpu": torch.ones(3, dtype=torch.uint8)}])
 def test_a_checkpoint_without_a_usable_random_state_is_refused(tmp_path, random):
-    torch.save({"format_version": 1, "random": random}, tmp_path / "last.pt")
+    torch.save({"format_version": 2, "random": random}, tmp_path / "last.pt")
     with pytest.raises(ModelError, match="is damaged or not one of medfocal's"):
         load_checkpoint(tmp_path / "last.pt")
 

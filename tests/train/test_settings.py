@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from medfocal.train.settings import TrainerSettings
+from medfocal.train.settings import SamplingSettings, TrainerSettings
 
 SOUND = TrainerSettings(
     max_epochs=2,
@@ -51,3 +51,13 @@ def test_sound_settings_pass():
 def test_a_setting_out_of_range_is_named(name, value, message):
     with pytest.raises(ValueError, match=rf"{name.removeprefix('window_')} must be {message}"):
         replace(SOUND, **{name: value}).check()
+
+
+@pytest.mark.parametrize("changes", [{"size_power": 0.5}, {"hardness": 0.5}])
+def test_which_lesions_are_drawn_cannot_be_said_where_none_is(changes):
+    settings = SamplingSettings(
+        **{"patch_size": [8, 8, 8], "lesion_fraction": 0.0, "size_power": 0.0, "hardness": 0.0} | changes,
+        transplant_probability=0.0,
+    )
+    with pytest.raises(ValueError, match="lesion_fraction 0"):
+        settings.check()

@@ -1,4 +1,4 @@
-"""What only the whole set shows: copies, torn patients, mixed grids, odd scales, splits without lesions."""
+"""What only the whole set shows: copies, mixed grids, odd scales, splits without lesions."""
 
 from __future__ import annotations
 
@@ -40,30 +40,11 @@ def check_across(reports: Sequence[CaseReport], limits: CheckLimits) -> list[Fin
         limits: What a small split is.
     """
     return [
-        *_check_patients(reports),
         *_check_copies(reports),
         *_check_orientation(reports),
         *_check_spacing(reports),
         *_check_intensity(reports),
         *_check_splits(reports, limits),
-    ]
-
-
-def _check_patients(reports: Sequence[CaseReport]) -> list[Finding]:
-    homes: dict[str, set[str]] = defaultdict(set)
-    for report in reports:
-        homes[report.patient].add(report.split)
-    advice = "Split by patient, not by case: what is learnt of a patient would be judged on the same patient."
-    return [
-        Finding(
-            Kind.PATIENT_IN_TWO_SPLITS,
-            f"patient '{patient}' is in {_listed(sorted(splits, key=SPLITS.index))}: "
-            f"cases {_listed([r.case for r in reports if r.patient == patient])}",
-            advice,
-            values={"patient": patient, "splits": sorted(splits)},
-        )
-        for patient, splits in homes.items()
-        if len(splits) > 1
     ]
 
 
@@ -141,7 +122,9 @@ def _check_spacing(reports: Sequence[CaseReport]) -> list[Finding]:
         return []
     ranges = ", ".join(f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True))
     message = f"spacing differs between cases: {ranges} mm (left-right, front-back, up-down)"
-    advice = "All cases are brought to one spacing in training; choose it so that small lesions survive."
+    advice = (
+        "Training keeps each case's own; set transforms.spacing_mm to bring all to one in which small lesions survive."
+    )
     values = {"lowest_mm": low.tolist(), "highest_mm": high.tolist()}
     return [Finding(Kind.MIXED_SPACING, message, advice, values=values)]
 
@@ -201,13 +184,13 @@ def _check_splits(reports: Sequence[CaseReport], limits: CheckLimits) -> list[Fi
     findings = []
     for split in SPLITS:
         of = [report for report in reports if report.split == split]
-        known = [report for report in of if report.num_lesions is not None or report.num_reader_lesions]
+        known = [number for report in of if (number := _num_lesions(report)) is not None]
         readable = not any(report.has_error for report in of)
         if not known or (split == "test" and len(known) < len(of)):
             continue
-        number = sum(_num_lesions(report) for report in known)
+        number = sum(known)
         if number == 0 and readable:
-            findings.append(_without_lesion(split, of))
+            findings += _without_lesion(split, of)
         elif 0 < number < limits.min_lesions and split != "training":
             message = (
                 f"the {split} split has {number} {'lesion' if number == 1 else 'lesions'} in {len(known)} "
@@ -220,20 +203,27 @@ def _check_splits(reports: Sequence[CaseReport], limits: CheckLimits) -> list[Fi
     return findings
 
 
-def _num_lesions(report: CaseReport) -> int:
-    return max(report.num_reader_lesions, default=0) if report.num_lesions is None else report.num_lesions
+def _num_lesions(report: CaseReport) -> int | None:
+    """Of the reference, or of the majority of the readers, by which a case without one is evaluated."""
+    return report.num_majority_lesions if report.num_lesions is None else report.num_lesions
 
 
-def _without_lesion(split: str, reports: list[CaseReport]) -> Finding:
+def _without_lesion(split: str, reports: list[CaseReport]) -> list[Finding]:
+    is_marked = any(any(report.num_reader_lesions) for report in reports if report.num_lesions is None)
     what = "labels" if all(report.num_lesions is not None for report in reports) else "labels or annotations"
     values = {"split": split, "num_cases": len(reports)}
     if split == "training":
+        if is_marked:  # what a single reader marked can be learnt, by other fusions than the majority
+            return []
         message = f"no lesion in the whole training set: all {len(reports)} {what} are empty"
         advice = "Nothing can be learnt from it; check 'label' in the dataset file."
-        return Finding(Kind.NO_LESION_TO_LEARN, message, advice, values=values)
-    message = f"no lesion in the {split} split: all {len(reports)} {what} are empty"
+        return [Finding(Kind.NO_LESION_TO_LEARN, message, advice, values=values)]
+    empty = f"all {len(reports)} {what} are empty"
+    message = (
+        f"no lesion in the {split} split: {'no label and no majority of readers marks any' if is_marked else empty}"
+    )
     advice = "Lesion sensitivity is undefined there; give it cases with lesions."
-    return Finding(Kind.SPLIT_WITHOUT_LESION, message, advice, values=values)
+    return [Finding(Kind.SPLIT_WITHOUT_LESION, message, advice, values=values)]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -36,6 +36,8 @@ class CaseReport:
             who marked one; None without any.
         largest_diameter_mm: Diameter of a sphere of its volume.
         num_reader_lesions: Lesions of each reader of its annotations.
+        num_majority_lesions: Lesions of the majority of the readers; None where the case has a label, or readers who
+            cannot be understood.
         agreement: Of each pair of these readers.
         findings: What is wrong, or worth knowing.
     """
@@ -51,13 +53,9 @@ class CaseReport:
     largest_lesion: tuple[float, ...] | None = None
     largest_diameter_mm: float | None = None
     num_reader_lesions: tuple[int, ...] = ()
+    num_majority_lesions: int | None = None
     agreement: tuple[PairAgreement, ...] = ()
     findings: tuple[Finding, ...] = ()
-
-    @property
-    def has_lesion(self) -> bool:
-        """Whether the reference has a lesion, or any reader where there is no reference."""
-        return any(self.num_reader_lesions) if self.num_lesions is None else self.num_lesions > 0
 
     @property
     def has_error(self) -> bool:
@@ -103,7 +101,11 @@ def check_case(case: Case, *, channels: tuple[str, ...], scheme: LabelScheme, li
         marked = check_readers(case, found.grid, scheme, limits)
         found.files += marked.files
         found.findings += marked.findings
-        readers = {"num_reader_lesions": marked.num_lesions, "agreement": marked.agreement}
+        readers = {
+            "num_reader_lesions": marked.num_lesions,
+            "num_majority_lesions": marked.num_majority_lesions,
+            "agreement": marked.agreement,
+        }
         if lesions is None:
             readers |= _largest(marked.largest)
     return CaseReport(

@@ -33,15 +33,17 @@ class SplitRow:
         num_cases: Cases.
         num_patients: Patients.
         num_labelled: Cases whose reference can be understood.
-        num_lesions: Of these.
-        num_lesion_free: Cases of these without a lesion.
-        lesion_share: Least and greatest share of lesion voxels of the others; None without any.
+        num_by_readers: Cases without a label whose readers' annotations can be understood.
+        num_lesions: Of the references.
+        num_lesion_free: Cases with a reference and without a lesion.
+        lesion_share: Least and greatest share of lesion voxels of those with one; None without any.
     """
 
     split: str
     num_cases: int
     num_patients: int
     num_labelled: int
+    num_by_readers: int
     num_lesions: int
     num_lesion_free: int
     lesion_share: tuple[float, float] | None
@@ -50,10 +52,13 @@ class SplitRow:
     def words(self) -> str:
         """The row as a sentence."""
         line = f"{self.split}: {_count(self.num_cases, 'case')}, "
+        if 0 < self.num_cases == self.num_by_readers:
+            return f"{line}marked by readers only"
+        by_readers = f", {self.num_by_readers} marked by readers only" if self.num_by_readers else ""
         if self.num_labelled == 0 and self.num_cases > 0:
-            return f"{line}none with a usable label"
+            return f"{line}none with a usable label{by_readers}"
         if self.num_labelled < self.num_cases:
-            line += f"{self.num_labelled} with a usable label, "
+            line += f"{self.num_labelled} with a usable label{by_readers}, "
         line += f"{_count(self.num_lesions, 'lesion')}, {_count(self.num_lesion_free, 'case')} without"
         if self.lesion_share is not None:
             line += f", lesion share of the others {self.lesion_share[0]:.1e} to {self.lesion_share[1]:.1e}"
@@ -188,6 +193,7 @@ def _split_row(split: str, reports: list[CaseReport]) -> SplitRow:
         num_cases=len(reports),
         num_patients=len({report.patient for report in reports}),
         num_labelled=len(known),
+        num_by_readers=sum(report.num_majority_lesions is not None for report in reports),
         num_lesions=sum(report.num_lesions or 0 for report in known),
         num_lesion_free=sum(report.num_lesions == 0 for report in known),
         lesion_share=(min(shares), max(shares)) if shares else None,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from medfocal.data.check.findings import Finding, Kind
 from medfocal.errors import GeometryError, MedfocalError
-from medfocal.volume import GRID_TOLERANCE_MM, Volume, corner_distance_mm, read_volume
+from medfocal.volume import GRID_TOLERANCE_MM, Volume, corner_distance_mm, read_volume, resample_nearest
 
 #: Voxels from which percentiles are taken, and by which copies are looked for.
 NUM_SAMPLED = 1 << 14
@@ -182,7 +182,7 @@ def check_same_grid(
         what: Names of both.
         path: The file.
         case: Whose it is.
-        may_differ: Whether it is brought onto the other when it is read.
+        may_differ: Whether it is brought onto the other when it is read, which needs them to overlap.
 
     Returns:
         Whether both are one grid, and what is wrong.
@@ -200,9 +200,24 @@ def check_same_grid(
         advice = "Nothing need be done: this is rounding. fix=true gives both the same grid."
         return True, [Finding(Kind.GRIDS_ROUNDED, message, advice, case, str(path), values)]
     if may_differ:
-        return False, []
+        if not _lie_apart(volume, grid):
+            return False, []
+        message = f"{what[0]} and {what[1]} lie apart and cannot be brought onto one grid: {values['difference']}"
+        advice = "See that both files are of this case, and correct the header that states the wrong place."
+        return False, [Finding(Kind.GRIDS_DIFFER, message, advice, case, str(path), values)]
     advice = f"Resample {what[0]} to {what[1]}, classes with nearest neighbour, or correct the dataset file."
     return False, [Finding(Kind.GRIDS_DIFFER, message, advice, case, str(path), values)]
+
+
+def _lie_apart(volume: Volume, grid: Volume) -> bool:
+    """Whether resampling one onto the other is refused; the corners alone are resampled, which tells as much."""
+    steps = [max(side - 1, 1) for side in grid.shape]
+    corners = np.zeros([min(side, 2) for side in grid.shape])
+    try:
+        resample_nearest(volume, Volume(corners, grid.affine @ np.diag([*steps, 1.0])))
+    except GeometryError:
+        return True
+    return False
 
 
 def _check_spacing(volume: Volume, path: Path, role: str, case: str) -> list[Finding]:

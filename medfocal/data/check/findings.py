@@ -59,7 +59,6 @@ class Kind(enum.StrEnum):
     DUPLICATE_ACROSS_SPLITS = "duplicate_across_splits"
     DUPLICATE_IMAGE = "duplicate_image"
     DUPLICATE_LABEL = "duplicate_label"
-    PATIENT_IN_TWO_SPLITS = "patient_in_two_splits"
     READERS_DISJOINT = "readers_disjoint"
     READERS_DISAGREE = "readers_disagree"
     UNUSABLE_ANNOTATION = "unusable_annotation"
@@ -107,7 +106,6 @@ SEVERITIES: Mapping[Kind, Severity] = {
     Kind.DUPLICATE_ACROSS_SPLITS: _ERROR,
     Kind.DUPLICATE_IMAGE: _WARNING,
     Kind.DUPLICATE_LABEL: _WARNING,
-    Kind.PATIENT_IN_TWO_SPLITS: _ERROR,
     Kind.READERS_DISJOINT: _WARNING,
     Kind.READERS_DISAGREE: _WARNING,
     Kind.UNUSABLE_ANNOTATION: _ERROR,

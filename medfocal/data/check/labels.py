@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,10 @@ class LabelVoxels:
 
     Attributes:
         lesions: 26-connected parts of all lesion classes; None where its values cannot be understood.
-        counts: Voxels of each stored value.
         findings: What is wrong.
     """
 
     lesions: Components | None
-    counts: dict[int, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
 
 
@@ -63,19 +61,24 @@ def check_label(
         whole, finding = _whole(array, file)
         findings = [] if finding is None else [finding]
         if whole is None:
-            return LabelVoxels(None, findings=tuple(findings))
+            return LabelVoxels(None, tuple(findings))
         array = whole
     counts = _count_values(array, scheme)
     unnamed = sorted(set(counts) - _known(scheme))
     if unnamed:
-        return LabelVoxels(None, counts, (*findings, _unnamed(unnamed, counts, scheme, file)))
+        return LabelVoxels(None, (*findings, _unnamed(unnamed, counts, scheme, file)))
     lesions = find_components(_lesion_mask(array, scheme, counts), volume.affine)
-    return LabelVoxels(lesions, counts, (*findings, *_check_lesions(lesions, counts, scheme, limits, file)))
+    return LabelVoxels(lesions, (*findings, *_check_lesions(lesions, counts, scheme, limits, file)))
 
 
 def binary_255(counts: dict[int, int], scheme: LabelScheme) -> bool:
     """Whether a label of one class is stored as 0 and 255."""
     return scheme.num_classes == 2 and set(counts) <= {0, 255} and 255 in set(counts) - _known(scheme)
+
+
+def lesion_value(scheme: LabelScheme) -> int:
+    """The value by which files mark the first lesion class; the least where there are several."""
+    return 1 if scheme.values is None else min(value for value, number in scheme.values.items() if number == 1)
 
 
 def _whole(array: NDArray[Any], file: _File) -> tuple[NDArray[Any] | None, Finding | None]:
@@ -127,8 +130,9 @@ def _lesion_mask(array: NDArray[Any], scheme: LabelScheme, counts: dict[int, int
 
 def _unnamed(unnamed: list[int], counts: dict[int, int], scheme: LabelScheme, file: _File) -> Finding:
     if binary_255(counts, scheme):
-        advice = "Store 1 instead of 255; fix=true does."
-        return file.finding(Kind.LABEL_0_255, "marks lesions by 255 where the dataset names 0 and 1", advice)
+        value = lesion_value(scheme)
+        message = f"marks lesions by 255, for which the dataset names {value} ({scheme.names[1]})"
+        return file.finding(Kind.LABEL_0_255, message, f"Store {value} instead of 255; fix=true does.")
     names = scheme.names if scheme.values is None else {v: scheme.names[c] for v, c in scheme.values.items()}
     named = ", ".join(f"{value} ({name})" for value, name in sorted(names.items()))
     message = f"holds {', '.join(map(str, unnamed[:10]))}, which the dataset does not name; it names {named}"

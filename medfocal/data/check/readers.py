@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medfocal.annotations.agreement import PairAgreement, reader_agreement
+from medfocal.annotations.fusion import majority
 from medfocal.annotations.target import as_marks
 from medfocal.components import Components, find_components
 from medfocal.data.cases import read_annotations
@@ -36,6 +37,7 @@ class ReaderMarks:
     files: list[FileFacts] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     num_lesions: tuple[int, ...] = ()
+    num_majority_lesions: int | None = None
     agreement: tuple[PairAgreement, ...] = ()
     largest: Components | None = None
 
@@ -77,6 +79,9 @@ def check_readers(case: Case, grid: Volume | None, scheme: LabelScheme, limits: 
     marks = as_marks(readers)
     lesions = [find_components(reader, grid.affine) for reader in marks]
     found.num_lesions = tuple(map(len, lesions))
+    if case.label is None:
+        agreed = majority(marks, num_classes=scheme.num_classes)
+        found.num_majority_lesions = len(find_components(agreed, grid.affine))
     found.largest = next((each for each in lesions if len(each)), None)
     found.agreement = tuple(reader_agreement(marks, grid.affine))
     found.findings += [finding for pair in found.agreement for finding in _judge(pair, case.name)]

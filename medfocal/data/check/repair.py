@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medfocal.data.check.dataset import DatasetReport
 from medfocal.data.check.files import is_rigid
 from medfocal.data.check.findings import Finding, Kind, Severity
+from medfocal.data.check.labels import lesion_value
 from medfocal.data.formats import write_manifest
 from medfocal.data.manifest import Case, Manifest
 from medfocal.errors import InputError
@@ -26,8 +27,6 @@ from medfocal.files import atomic_write, make_folder, write_json
 from medfocal.parallel import in_processes
 from medfocal.progress import say, track
 from medfocal.volume import NIFTI_ENDINGS, Volume, read_grid, read_volume, write_volume
-
-Change = Callable[[Volume, Volume], Volume]
 
 #: Why nothing is done about the errors and warnings of all other kinds.
 WHY_NOT: Mapping[Kind, str] = {
@@ -53,7 +52,6 @@ WHY_NOT: Mapping[Kind, str] = {
     Kind.DUPLICATE_ACROSS_SPLITS: "which of them to keep is a decision",
     Kind.DUPLICATE_IMAGE: "which of them to keep is a decision",
     Kind.DUPLICATE_LABEL: "which of them is right stands nowhere",
-    Kind.PATIENT_IN_TWO_SPLITS: "which split to keep is a decision",
     Kind.EXTREME_VALUES: "what belongs there cannot be told",
     Kind.UNUSUAL_INTENSITY: "the true scale stands nowhere",
     Kind.CT_WITHOUT_NEGATIVES: "the true scale stands nowhere",
@@ -103,14 +101,28 @@ class Repairs:
 
 @dataclass(frozen=True)
 class _Job:
-    """One file to bring over; `grid` is the first file of its case, None where that is the file itself."""
+    """One file to bring over.
+
+    Attributes:
+        case: Whose.
+        source: The file.
+        stem: Where it goes, without the ending.
+        kinds: What was found in it.
+        first: The first file of its case, which states the grid; None where that is the file itself.
+        num_channels: Of the dataset, where it is the one image of its case; else 0.
+        lesion_value: What marks lesions, where the dataset has one class.
+    """
 
     case: str
     source: Path
     stem: Path
     kinds: frozenset[Kind]
-    grid: Path | None
+    first: Path | None
     num_channels: int
+    lesion_value: int
+
+
+Change = Callable[[Volume, _Job], Volume]
 
 
 def repair_dataset(report: DatasetReport, folder: Path, *, workers: int = 1) -> Repairs:
@@ -208,8 +220,9 @@ def _jobs(case: Case, report: DatasetReport, folder: Path) -> list[_Job]:
             source=path,
             stem=stem,
             kinds=frozenset(finding.kind for finding in found if finding.file == str(path)),
-            grid=None if path == first else first,
+            first=None if path == first else first,
             num_channels=len(report.manifest.channels) if path in case.images and len(case.images) == 1 else 0,
+            lesion_value=lesion_value(report.manifest.scheme),
         )
         for path, stem in places
     ]
@@ -256,12 +269,11 @@ def _mended(job: _Job) -> Written | None:
     if not kinds and is_nifti:
         return None
     volume = read_volume(job.source)
-    grid = volume if job.grid is None else read_grid(job.grid)
     repairs = [] if is_nifti else ["written as .nii.gz"]
     for kind in kinds:
         words, change = CHANGES[kind]
-        volume = change(volume, grid)
-        repairs.append(words)
+        volume = change(volume, job)
+        repairs.append(words.format(lesion_value=job.lesion_value))
     stored = None if volume.header is None else volume.header.get_data_dtype()
     if stored is not None and stored.kind in "iu" and volume.array.dtype.kind == "f":
         repairs.append(f"values with slope and intercept stored as {volume.array.dtype}")
@@ -290,28 +302,30 @@ def _split_channels(job: _Job) -> Written | None:
     return Written(job.case, str(job.source), tuple(targets), (words,), (Kind.WRONG_AXES,))
 
 
-def _rounded(volume: Volume, _grid: Volume) -> Volume:
+def _rounded(volume: Volume, _job: _Job) -> Volume:
     whole = np.rint(volume.array)
     return volume.with_array(whole.astype(np.uint8 if whole.min() >= 0 and whole.max() <= 255 else np.int32))
 
 
-def _one_for_255(volume: Volume, _grid: Volume) -> Volume:
-    return volume.with_array((volume.array > 0).astype(np.uint8))
+def _named_for_255(volume: Volume, job: _Job) -> Volume:
+    stored = np.min_scalar_type(job.lesion_value)
+    return volume.with_array(np.where(volume.array > 0, job.lesion_value, 0).astype(stored))
 
 
-def _without_nan(volume: Volume, _grid: Volume) -> Volume:
+def _without_nan(volume: Volume, _job: _Job) -> Volume:
     return volume.with_array(np.where(np.isfinite(volume.array), volume.array, 0).astype(volume.array.dtype))
 
 
-def _on_grid_of_first(volume: Volume, grid: Volume) -> Volume:
-    return _with_both_forms(Volume(volume.array, grid.affine, grid.header), grid)
+def _on_grid_of_first(volume: Volume, job: _Job) -> Volume:
+    grid = volume if job.first is None else read_grid(job.first)
+    return _with_both_forms(Volume(volume.array, grid.affine, grid.header), job)
 
 
-def _same(volume: Volume, _grid: Volume) -> Volume:
+def _same(volume: Volume, _job: _Job) -> Volume:
     return volume
 
 
-def _with_both_forms(volume: Volume, _grid: Volume) -> Volume:
+def _with_both_forms(volume: Volume, _job: _Job) -> Volume:
     if volume.header is None or not is_rigid(volume):
         return volume
     header = volume.header.copy()
@@ -321,11 +335,11 @@ def _with_both_forms(volume: Volume, _grid: Volume) -> Volume:
     return Volume(volume.array, volume.affine, header)
 
 
-#: What is done about each kind that can be repaired, in this order.
+#: What is done about each kind that can be repaired, in this order; in words, and how.
 CHANGES: Mapping[Kind, tuple[str, Change]] = {
     Kind.LABEL_ROUNDED: ("values rounded and stored as whole numbers", _rounded),
     Kind.LABEL_STORED_AS_FLOAT: ("values stored as whole numbers", _rounded),
-    Kind.LABEL_0_255: ("255 became 1", _one_for_255),
+    Kind.LABEL_0_255: ("255 became {lesion_value}", _named_for_255),
     Kind.NOT_FINITE_OUTSIDE: ("NaN and infinity outside the body became 0", _without_nan),
     Kind.FOURTH_AXIS: ("the fourth axis of length 1 was left out", _same),
     Kind.GRIDS_ROUNDED: ("its place in the world was made that of the case's first file", _on_grid_of_first),

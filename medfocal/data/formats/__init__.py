@@ -71,7 +71,8 @@ def read_dataset(
         channels: Channels to take, in order; None: all.
         classes: What label values mean, such as `{"tumour": [1, 2], "oedema": 3}`; names whose values overlap are
             regions. None: what the dataset says, or else that 1 is a lesion.
-        ignore_value: Label value of voxels that nobody judged; None: what the dataset says.
+        ignore_value: Label value of voxels that nobody judged; None: what the dataset says, or none where `classes` are
+            given.
         resample_channels: Whether the images of a case may lie on grids of their own.
         patient_pattern: Regular expression with one group that finds the patient in the name of a case, such as
             `^(sub-\d+)`, where the dataset names no patients. None: each case is a patient of its own.

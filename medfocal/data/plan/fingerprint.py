@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ class CaseFingerprint:
         channels: Intensities; empty without images.
         class_voxels: Lesion class to number of voxels; classes that do not occur have 0.
         lesions: Every one.
+        has_label: Whether that is what was measured; else what most readers marked.
     """
 
     case: str
@@ -118,6 +119,7 @@ class CaseFingerprint:
     channels: tuple[ChannelFingerprint, ...]
     class_voxels: dict[int, int]
     lesions: tuple[LesionFingerprint, ...]
+    has_label: bool = True
 
     @property
     def lesion_share(self) -> float:
@@ -139,9 +141,10 @@ class Fingerprint:
         dataset: The file or folder.
         name: Of the dataset.
         channels: Their names.
-        labels: Class to name, 0 the background.
+        labels: Number to name of what a model tells apart: 0, the background, then regions or lesion classes.
         num_readers: Most annotations that a case has.
         cases: Those measured.
+        regions: Name to the classes that it consists of, where regions are learnt; empty: classes are.
     """
 
     dataset: Path
@@ -150,11 +153,21 @@ class Fingerprint:
     labels: dict[int, str]
     num_readers: int
     cases: tuple[CaseFingerprint, ...]
+    regions: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def has_images(self) -> bool:
         """Whether every case has images."""
         return all(case.channels for case in self.cases)
+
+    @property
+    def label_voxels(self) -> dict[str, int]:
+        """Name of a lesion class or a region to its voxels in all cases; regions may share them."""
+        classes = self.regions or {name: (number,) for number, name in self.labels.items() if number}
+        return {
+            name: sum(case.class_voxels[number] for case in self.cases for number in own)
+            for name, own in classes.items()
+        }
 
     @property
     def lesions(self) -> tuple[LesionFingerprint, ...]:
@@ -212,9 +225,10 @@ def measure_dataset(manifest: Manifest, *, workers: int = 1) -> Fingerprint:
         dataset=manifest.path,
         name=manifest.name,
         channels=manifest.channels,
-        labels=dict(manifest.labels),
+        labels=manifest.scheme.learnt,
         num_readers=max(len(case.annotations) for case in cases),
         cases=tuple(answer for answer in found if isinstance(answer, CaseFingerprint)),
+        regions=manifest.scheme.regions,
     )
 
 
@@ -255,6 +269,7 @@ def measure_case(case: Case, scheme: LabelScheme) -> CaseFingerprint:
         channels=() if image is None or body is None else tuple(_channel(values, body, label > 0) for values in image),
         class_voxels={number: int(counts[number]) for number in sorted(scheme.names) if number},
         lesions=_measure_lesions(lesions, image, grid, body),
+        has_label=case.label is not None,
     )
 
 
@@ -389,6 +404,7 @@ def write_fingerprint(path: Path, fingerprint: Fingerprint) -> None:
             "name": fingerprint.name,
             "channels": fingerprint.channels,
             "labels": fingerprint.labels,
+            "regions": fingerprint.regions,
             "percentiles": PERCENTILES,
             "summary": summarize(fingerprint),
             "cases": [_plain_case(case) for case in fingerprint.cases],
@@ -419,11 +435,7 @@ def summarize(fingerprint: Fingerprint) -> dict[str, Any]:
             name: _spread(values, edges)
             for name, values in zip(fingerprint.channels, contrasts, strict=fingerprint.has_images)
         },
-        "class_voxels": {
-            name: sum(case.class_voxels[number] for case in cases)
-            for number, name in fingerprint.labels.items()
-            if number
-        },
+        "label_voxels": fingerprint.label_voxels,
         "body_shape": [int(n) for n in np.median([case.along("RAS", case.body_shape) for case in cases], axis=0)],
     }
 

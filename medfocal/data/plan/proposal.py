@@ -70,6 +70,8 @@ class Plan:
         cache_gb: Disk for prepared cases.
         num_folds: Folds for cross-validation, None where fewer than two patients have a lesion.
         num_validation_windows: Windows over all validation cases, or over a fold of them where folds are proposed.
+        activation: Of the logits: "sigmoid" for regions, else "softmax".
+        out_channels: Of the logits.
     """
 
     proposals: tuple[Proposal, ...]
@@ -78,6 +80,8 @@ class Plan:
     cache_gb: float
     num_folds: int | None
     num_validation_windows: int
+    activation: str
+    out_channels: int
 
     def value(self, key: str) -> Any:
         """Of a proposal.
@@ -115,7 +119,8 @@ def propose(fingerprint: Fingerprint, means: Means) -> Plan:
     on_network = grids.spacing_mm / np.array(spacing_mm)
     body = np.median(grids.body * on_network, axis=0)
     num_channels = max(1, len(fingerprint.channels))
-    patch = plan_patch(body, spacing_mm, means, in_channels=num_channels, out_channels=len(fingerprint.labels))
+    activation, out_channels = _outputs(fingerprint)
+    patch = plan_patch(body, spacing_mm, means, in_channels=num_channels, out_channels=out_channels)
     intensity = [_propose_intensity(fingerprint)] if fingerprint.has_images else []
     folds = _num_folds(fingerprint)
     is_split = any(case.split == "validation" for case in fingerprint.cases)
@@ -125,22 +130,26 @@ def propose(fingerprint: Fingerprint, means: Means) -> Plan:
         _propose_orientation(fingerprint),
         spacing,
         *intensity,
+        *_propose_annotations(fingerprint),
         *_propose_patch(fingerprint, patch, body, means),
         *_propose_network(patch, spacing_mm),
         *_propose_loss(fingerprint),
         *_propose_length(fingerprint, patch, means, made),
         _propose_least_lesion(fingerprint),
     ]
-    voxels = float(np.prod(np.ceil(grids.body * on_network), axis=1).sum())
+    # As preprocessing does it: the first voxel stays, and the last is the nearest to the old one.
+    shapes = grids.shape if spacing.value is None else np.floor((grids.shape - 1) * on_network + 0.5) + 1
     windows = [_num_windows(shape, patch.window_size) for shape in grids.shape * on_network]
     validated = [n for n, case in zip(windows, fingerprint.cases, strict=True) if case.split == "validation"]
     plan = Plan(
         proposals=tuple(proposals),
         notes=(),  # they speak of the plan
         patch=patch,
-        cache_gb=voxels * (2 * num_channels + 1) / 1e9,
+        cache_gb=float(np.prod(shapes, axis=1).sum()) * (2 * num_channels + 1) / 1e9,
         num_folds=folds,
         num_validation_windows=sum(validated) if made is None else math.ceil(sum(windows) / made),
+        activation=activation,
+        out_channels=out_channels,
     )
     return replace(plan, notes=tuple(_notes(fingerprint, plan, means)))
 
@@ -287,6 +296,56 @@ def _propose_network(plan: PatchPlan, spacing_mm: Sequence[float]) -> list[Propo
     ]
 
 
+def _outputs(fingerprint: Fingerprint) -> tuple[str, int]:
+    """Activation and number of the logits' channels: regions have no background among them."""
+    if fingerprint.regions:
+        return "sigmoid", len(fingerprint.regions)
+    return "softmax", len(fingerprint.labels)
+
+
+def _propose_annotations(fingerprint: Fingerprint) -> list[Proposal]:
+    training = [case for case in fingerprint.cases if case.split == "training"]
+    without = sum(not case.has_label for case in training)
+    if not without:
+        return []
+    reason = (
+        f"{without} of {len(training)} training cases have annotations and no label. Their lesions were measured as "
+        "what most readers marked, so that is what is learnt; annotations=staple and others take its place"
+    )
+    if without < len(training):
+        reason += ". Labelled cases that have annotations are learnt from these as well, though measured by the label"
+    return [Proposal("annotations.fusion", "majority", reason)]
+
+
+def _propose_activation(fingerprint: Fingerprint) -> list[Proposal]:
+    if not fingerprint.regions:
+        return []
+    reason = (
+        f"the regions {_listed(list(fingerprint.regions))} may share voxels, so each is an output of its own; the "
+        "classes of a softmax exclude each other"
+    )
+    return [Proposal("loss.activation", "sigmoid", reason)]
+
+
+def _propose_alpha(fingerprint: Fingerprint) -> Proposal:
+    """One number where it weighs two classes; else one for each output, the background of a softmax first."""
+    share = fingerprint.lesion_share
+    is_rare = share < COMMON_SHARE
+    weight = 0.75 if is_rare else 0.5
+    reason = "the weight that the figures above were measured with; no other was compared"
+    if not is_rare:
+        reason = f"equal weights: at {share:.2g} of the voxels there is little rarity to make up for; not measured"
+    activation, out_channels = _outputs(fingerprint)
+    if activation == "softmax" and out_channels == 2:
+        return Proposal("loss.alpha", weight, reason)
+    weights = [weight] * out_channels
+    if activation == "softmax":
+        weights[0] = 1 - weight
+    names = _listed(list(fingerprint.regions) or [name for _, name in sorted(fingerprint.labels.items())])
+    reason = f"of {names}, as one lesion class would have: {reason}"
+    return Proposal("loss.alpha", weights, reason)
+
+
 def _propose_loss(fingerprint: Fingerprint) -> list[Proposal]:
     share = fingerprint.lesion_share
     gamma = (
@@ -296,17 +355,14 @@ def _propose_loss(fingerprint: Fingerprint) -> list[Proposal]:
     )
     if fingerprint.num_readers > 1:
         gamma += ". Where readers disagree, a larger gamma makes more of the voxels that are labelled wrongly"
-    is_rare = share < COMMON_SHARE
-    alpha = "the weight that the figures above were measured with; no other was compared"
-    if not is_rare:
-        alpha = f"equal weights: at {share:.2g} of the voxels there is little rarity to make up for; not measured"
     bias = (
         f"at {share:.2g} lesion voxels a network that starts at one half spends its first steps on learning 'no "
         "lesion'; without it cross-entropy found 0.82 in place of 0.93 in the same table"
     )
     return [
         Proposal("loss.gamma", 1.0, gamma),
-        Proposal("loss.alpha", 0.75 if is_rare else 0.5, alpha),
+        _propose_alpha(fingerprint),
+        *_propose_activation(fingerprint),
         Proposal("trainer.prior_bias", value=True, reason=bias),
     ]
 
@@ -380,7 +436,7 @@ def _notes(fingerprint: Fingerprint, plan: Plan, means: Means) -> list[str]:
     free = fingerprint.num_free_cases
     if free and lesions:
         notes.append(f"{free} of {len(cases)} cases have no lesion; patches of them teach what none looks like")
-    absent = [name for n, name in fingerprint.labels.items() if n and not any(case.class_voxels[n] for case in cases)]
+    absent = [name for name, voxels in fingerprint.label_voxels.items() if not voxels]
     if absent:
         notes.append(f"{_listed(absent)} does not occur in any measured case")
     spacing = plan.value("transforms.spacing_mm") or np.median(_grids(fingerprint).spacing_mm, axis=0)
@@ -406,7 +462,10 @@ def _notes(fingerprint: Fingerprint, plan: Plan, means: Means) -> list[str]:
         f"{patients} {'patient has' if patients == 1 else 'patients have'} lesions: "
         + (f"{folds} folds by patient for cross-validation" if folds else "too few for cross-validation")
     )
-    notes.append(f"a cache of the prepared cases takes about {plan.cache_gb:.2g} GB (float16 images, labels of a byte)")
+    notes.append(
+        f"a cache of the prepared cases takes about {plan.cache_gb:.2g} GB (whole volumes, float16 images, labels of a "
+        "byte)"
+    )
     if means.device != "cpu":
         notes.append("the memory for a GPU is calculated by the same formula as for a CPU, where it was measured")
     return notes

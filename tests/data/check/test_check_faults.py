@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -11,8 +13,10 @@ import numpy as np
 import pytest
 from made_datasets import AFFINE, SHAPE, TWO, checked, image_of, kinds, label_of, make_dataset, write
 
+from medfocal.data.cases import read_case
 from medfocal.data.check import SEVERITIES, CheckLimits, Kind, Severity, check_dataset
 from medfocal.data.manifest import Case, LabelScheme, Manifest
+from medfocal.errors import GeometryError
 
 AWKWARD = Path(__file__).resolve().parents[4] / "shared" / "data" / "awkward"
 
@@ -176,6 +180,58 @@ def test_channels_may_have_grids_of_their_own_only_where_that_is_said(tmp_path):
     assert kinds(check_dataset(manifest), "a") == ["grids_differ"]
     cases = tuple(Case(**{**vars(case), "resample_channels": True}) for case in manifest.cases)
     assert kinds(check_dataset(Manifest(**{**vars(manifest), "cases": cases})), "a") == []
+
+
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [
+        ((866, 0, 0), ["grids_differ"]),
+        ((0, 0, -866), ["grids_differ"]),
+        ((0, 9.4, 0), []),  # ten voxels of 1 mm: half a voxel beyond the last centre still overlaps
+        ((0, 9.6, 0), ["grids_differ"]),
+        ((0, 0, -22.4), []),  # eight voxels of 3 mm
+        ((0, 0, -22.6), ["grids_differ"]),
+    ],
+)
+def test_channels_that_lie_apart_are_an_error_just_where_training_refuses_them(shift, expected, tmp_path):
+    dataset = make_dataset(tmp_path, {"a": ("training", TWO)}, channels=("T1", "T2"))
+    affine = AFFINE.copy()
+    affine[:3, 3] += shift
+    write(tmp_path / "a_T2.nii.gz", image_of(9), affine)
+    manifest = checked(dataset).manifest
+    case = replace(manifest.cases[0], resample_channels=True)
+    report = check_dataset(replace(manifest, cases=(case,)))
+    assert kinds(report) == expected
+    with pytest.raises(GeometryError, match="lie apart") if expected else contextlib.nullcontext():
+        read_case(case, manifest.scheme)
+    assert all("image T2 and image T1 lie apart" in finding.message for finding in report.findings)
+
+
+def test_a_channel_of_one_slice_lies_apart_by_its_own_slice(tmp_path):
+    """The first channel, one slice at 12 mm, is far from a second that starts two slices of 3 mm above it."""
+    dataset = make_dataset(tmp_path, {"a": ("test", None)}, channels=("T1", "T2"))
+    above = AFFINE.copy()
+    above[2, 3] += 6
+    write(tmp_path / "a_T1.nii.gz", image_of(0, (12, 10, 1)))
+    write(tmp_path / "a_T2.nii.gz", image_of(1), above)
+    manifest = checked(dataset).manifest
+    case = replace(manifest.cases[0], resample_channels=True)
+    assert kinds(check_dataset(replace(manifest, cases=(case,)))) == ["grids_differ"]
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [(None, "1 (lesion)"), ({0: 0, 2: 1}, "2 (lesion)"), ({0: 0, 1: 0, 7: 1, 5: 1}, "5 (lesion)")],
+)
+def test_255_is_held_against_the_value_that_the_dataset_names(values, named, tmp_path):
+    manifest = checked(make_dataset(tmp_path, {"a": ("training", TWO)})).manifest
+    write(tmp_path / "a_label.nii.gz", label_of(TWO) * 255)
+    scheme = LabelScheme({0: "background", 1: "lesion"}, values=values)
+    report = check_dataset(replace(manifest, scheme=scheme))
+    found = report.findings[0]
+    assert (found.kind, len(report.findings)) == (Kind.LABEL_0_255, 1)
+    assert found.message.endswith(f"marks lesions by 255, for which the dataset names {named}")
+    assert found.advice.startswith(f"Store {named[0]} instead of 255")
 
 
 @pytest.mark.parametrize(

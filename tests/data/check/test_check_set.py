@@ -1,4 +1,4 @@
-"""What only the set shows: copies, torn patients, odd cases among many, splits without lesions; what is said of it."""
+"""What only the set shows: copies, odd cases among many, splits without lesions; what is said of it."""
 
 from __future__ import annotations
 
@@ -64,20 +64,14 @@ def test_one_label_for_two_images_is_found_and_empty_labels_are_not(tmp_path):
     assert [f.values["cases"] for f in report.findings if f.kind is Kind.DUPLICATE_LABEL] == [["a", "b"]]
 
 
-def test_a_patient_in_two_splits_is_an_error(tmp_path):
-    report = checked(make_dataset(tmp_path, {"a": ("training", TWO), "b": ("test", TWO[:3])}))
-    cases = tuple(replace(case, patient="p1") for case in report.manifest.cases)
-    found = [f for f in check_dataset(replace(report.manifest, cases=cases)).findings if "patient" in f.kind]
-    assert [f.values for f in found] == [{"patient": "p1", "splits": ["test", "training"]}]
-    assert "'p1' is in 'training', 'test': cases 'a', 'b'" in found[0].message
-
-
 def test_mixed_orders_of_axes_and_spacings_are_notes(tmp_path):
     dataset = make_dataset(tmp_path)
     flipped = AFFINE @ np.diag([-1, 2.0, 1, 1])
     write(tmp_path / "b_MR.nii.gz", image_of(5), flipped)
     write(tmp_path / "b_label.nii.gz", label_of([]), flipped)
-    found = {f.kind: f.values for f in checked(dataset).findings}
+    findings = checked(dataset).findings
+    found = {f.kind: f.values for f in findings}
+    assert ["transforms.spacing_mm" in f.advice for f in findings if f.kind is Kind.MIXED_SPACING] == [True]
     assert found[Kind.MIXED_ORIENTATION] == {"orientations": {"LAS": 1, "RAS": 1}}
     assert found[Kind.MIXED_SPACING]["lowest_mm"] == pytest.approx([0.5, 1, 3])
     assert found[Kind.MIXED_SPACING]["highest_mm"] == pytest.approx([0.5, 2, 3])
@@ -276,15 +270,67 @@ def test_shares_of_a_reader_count_as_marks_from_one_half_on(tmp_path):
     assert report.agreement[0].voxel_dice == 1
 
 
+def readers_only(folder, marks, split="training", labelled=()):
+    """A dataset of cases that readers marked, of which those of `labelled` have an empty label too."""
+    cases = {case: (split, [] if case in labelled else None) for case in (*marks, *labelled)}
+    dataset = make_dataset(folder, cases)
+    annotate(dataset, marks)
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("marks", "number"),
+    [
+        ([TWO, TWO, []], 2),
+        ([TWO[:3], TWO, []], 1),
+        ([TWO, TWO[:3], TWO[3:]], 2),
+        ([TWO, []], 0),  # of two readers both are needed
+        ([TWO[:3], TWO[3:]], 0),
+    ],
+)
+def test_lesions_of_a_case_without_label_are_those_of_the_majority(marks, number, tmp_path):
+    report = checked(readers_only(tmp_path, {"v": marks}, "validation"))
+    assert report.cases[0].num_majority_lesions == number
+    found = {finding.kind: finding for finding in report.findings}
+    if number == 0:
+        words = "no lesion in the validation split: no label and no majority of readers marks any"
+        assert found[Kind.SPLIT_WITHOUT_LESION].message == words
+    else:
+        assert found[Kind.FEW_LESIONS].values["num_lesions"] == number
+
+
+def test_a_label_counts_before_the_majority_of_readers(tmp_path):
+    report = checked(readers_only(tmp_path, {"v": [TWO, TWO, TWO]}, "validation", labelled=("v",)))
+    assert (report.cases[0].num_lesions, report.cases[0].num_majority_lesions) == (0, None)
+    found = [f.message for f in report.findings if f.kind is Kind.SPLIT_WITHOUT_LESION]
+    assert found == ["no lesion in the validation split: all 1 labels are empty"]
+
+
+@pytest.mark.parametrize(
+    ("readers", "labelled", "spoilt", "expected"),
+    [
+        ("ab", "", "", "training: 2 cases, marked by readers only"),
+        (
+            "ab",
+            "c",
+            "",
+            "training: 3 cases, 1 with a usable label, 2 marked by readers only, 0 lesions, 1 case without",
+        ),
+        ("a", "c", "c_label", "training: 2 cases, none with a usable label, 1 marked by readers only"),
+        ("a", "", "a_reader1", "training: 1 case, none with a usable label"),
+        ("a", "a", "a_label", "training: 1 case, none with a usable label"),
+    ],
+)
+def test_cases_that_only_readers_marked_are_said_to_be(readers, labelled, spoilt, expected, tmp_path):
+    dataset = readers_only(tmp_path, {case: [TWO, TWO] for case in readers}, labelled=tuple(labelled))
+    if spoilt:
+        (tmp_path / f"{spoilt}.nii.gz").write_bytes(b"nothing")
+    assert checked(dataset).split_rows()[0].words == expected
+
+
 @pytest.mark.parametrize("lesions", [[], [(2, 2, 2)]])
 def test_without_labels_a_training_set_has_the_lesions_of_its_readers(lesions, tmp_path):
-    dataset = make_dataset(tmp_path)
-    annotate(dataset, {"a": [lesions, []], "b": [[], []]})
-    content = json.loads(dataset.read_text())
-    for entry in content["training"]:
-        del entry["label"]
-    dataset.write_text(json.dumps(content))
-    report = checked(dataset)
+    report = checked(readers_only(tmp_path, {"a": [lesions, []], "b": [[], []]}))
     assert [case.num_lesions for case in report.cases] == [None, None]
     found = [f.message for f in report.findings if f.kind is Kind.NO_LESION_TO_LEARN]
     assert found == ([] if lesions else ["no lesion in the whole training set: all 2 labels or annotations are empty"])

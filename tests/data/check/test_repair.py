@@ -51,6 +51,28 @@ def test_a_label_becomes_small_whole_numbers(spoilt, tmp_path):
     assert kinds(checked(repairs.dataset)) == ["label_empty"]
 
 
+@pytest.mark.parametrize("value", [2, 300])
+@pytest.mark.parametrize("file", ["label", "reader1"])
+def test_255_becomes_the_value_that_the_copy_names(file, value, tmp_path, capsys):
+    dataset = make_dataset(tmp_path / "in", {"a": ("training", TWO)})
+    annotate(dataset, {"a": [TWO]})
+    content = json.loads(dataset.read_text())
+    content["labels"] = {"0": "background", str(value): "lesion"}
+    dataset.write_text(json.dumps(content))
+    for name in ("label", "reader1"):
+        write(tmp_path / "in" / f"a_{name}.nii.gz", label_of(TWO, dtype=np.uint16) * value)
+    write(tmp_path / "in" / f"a_{file}.nii.gz", label_of(TWO) * 255)
+    report, repairs = repaired(dataset, tmp_path / "out")
+    assert kinds(report) == ["label_0_255"]
+    report.raise_for_errors(repairs.repaired)
+    assert kinds(checked(repairs.dataset)) == []
+    case = read_dataset(repairs.dataset).cases[0]
+    for path in (case.label, *case.annotations):
+        np.testing.assert_array_equal(read_volume(path).array, label_of(TWO, dtype=np.uint16) * value)
+    print_repairs(repairs)
+    assert f"255 became {value}\n" in capsys.readouterr().out
+
+
 def test_a_grid_off_by_rounding_becomes_that_of_the_image(tmp_path):
     dataset = make_dataset(tmp_path / "in")
     write(tmp_path / "in" / "a_label.nii.gz", label_of(TWO), shifted(0.004))

@@ -240,6 +240,26 @@ def test_classes_are_counted_apart_and_lesions_together(files, image, label):
     assert len(found.lesions) == 3
 
 
+def test_regions_are_what_is_learnt_and_share_voxels_that_count_once_as_lesion(files, image, label, tmp_path):
+    label[5, 4:7, 4] = 2
+    scheme = LabelScheme(TWO.names, regions={"whole": (1, 2), "core": (2,)})
+    found = measure_dataset(manifest_of([files.case([image], label)], scheme=scheme))
+    assert found.labels == {0: "background", 1: "whole", 2: "core"}
+    assert found.label_voxels == {"whole": 9, "core": 3}
+    assert found.lesion_share == 9 / 960
+    write_fingerprint(tmp_path / "fingerprint.json", found)
+    content = json.loads((tmp_path / "fingerprint.json").read_text("utf-8"))
+    assert content["regions"] == {"whole": [1, 2], "core": [2]}
+    assert content["summary"]["label_voxels"] == {"whole": 9, "core": 3}
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_it_is_known_whether_a_label_or_readers_were_measured(files, image, label, with_image):
+    images = [image] * with_image
+    assert measure_case(files.case(images, label, readers=[label]), SCHEME).has_label
+    assert not measure_case(files.case(images, readers=[label], name="s2"), SCHEME).has_label
+
+
 @pytest.mark.parametrize("with_image", [True, False])
 def test_values_of_a_file_are_translated_and_what_nobody_judged_is_no_lesion(files, image, label, with_image):
     label[label > 0] = 255
@@ -294,7 +314,7 @@ def test_the_summary_counts_over_all_cases(files, image, label):
     assert summary["lesion_share_of_voxels"] == 9 / (3 * 960)
     assert summary["lesion_share_of_cases_with_lesions"] == {"p0": 9 / 960, "p50": 9 / 960, "p100": 9 / 960}
     assert summary["lesion_volume_mm3"] == pytest.approx({"p10": 1.8, "p50": 3, "p90": 7.8})
-    assert summary["class_voxels"] == {"lesion": 9}
+    assert summary["label_voxels"] == {"lesion": 9}
     assert (found.num_readers, found.num_free_cases) == (2, 2)
     assert found.patients_with_lesions == {"p1"}
     contrasts = [lesion.contrast[0] for lesion in found.lesions if lesion.contrast[0] is not None]

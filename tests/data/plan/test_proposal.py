@@ -47,9 +47,9 @@ def case(number, *, spacing_mm=(1.0, 1.0, 1.0), shape=(120, 100, 80), orientatio
     )
 
 
-def fingerprint(cases, *, channels=("FLAIR",), labels=None, num_readers=0):
+def fingerprint(cases, *, channels=("FLAIR",), labels=None, num_readers=0, regions=None):
     labels = {0: "background", 1: "lesion"} if labels is None else labels
-    return Fingerprint(Path("dataset.json"), "hand-made", channels, labels, num_readers, tuple(cases))
+    return Fingerprint(Path("dataset.json"), "hand-made", channels, labels, num_readers, tuple(cases), regions or {})
 
 
 def of_spacings(*spacings_mm, volume_mm3=1000.0, **changes):
@@ -251,12 +251,85 @@ def test_the_cache_holds_half_precision_channels_and_a_byte_for_the_label():
         case(1, shape=(120, 100, 80), body_shape=(30, 20, 10), channels=(channel(), channel())),
     ]
     plan = propose(fingerprint(cases, channels=("a", "b")), CPU)
-    assert plan.cache_gb == pytest.approx((60 * 50 * 40 + 30 * 20 * 10) * (2 * 2 + 1) / 1e9)
+    assert plan.cache_gb == pytest.approx(2 * 120 * 100 * 80 * (2 * 2 + 1) / 1e9), "of whole volumes"
 
 
 def test_the_cache_is_on_the_grid_that_is_proposed():
-    cases = [case(n, spacing_mm=(1, 1, z), body_shape=(10, 10, 12)) for n, z in enumerate((1.0, 2.0, 2.0))]
-    assert propose(fingerprint(cases), CPU).cache_gb == pytest.approx(100 * (6 + 12 + 12) * 3 / 1e9)
+    """Of 12 slices 1 mm apart, 11 mm from the first to the last, 7 are left 2 mm apart."""
+    cases = [
+        case(n, spacing_mm=(1, 1, z), shape=(10, 9, 12), body_shape=(8, 8, 8)) for n, z in enumerate((1.0, 2.0, 2.0))
+    ]
+    assert propose(fingerprint(cases), CPU).cache_gb == pytest.approx(90 * (7 + 12 + 12) * 3 / 1e9)
+
+
+def test_the_cache_of_cases_that_keep_their_own_spacing_has_their_own_shape():
+    cases = [case(n, spacing_mm=(1, 1, z), shape=(10, 9, 500)) for n, z in enumerate((0.995, 1.0, 1.005))]
+    plan = propose(fingerprint(cases), CPU)
+    assert plan.value("transforms.spacing_mm") is None
+    assert plan.cache_gb == pytest.approx(3 * 90 * 500 * 3 / 1e9)
+
+
+CLASSES = {0: "background", 1: "plaque", 2: "bleed"}
+
+
+@pytest.mark.parametrize(
+    ("num_voxels", "regions", "alpha", "activation"),
+    [
+        (20, None, [0.25, 0.75, 0.75], "softmax"),
+        (200, None, [0.5, 0.5, 0.5], "softmax"),
+        (20, {"plaque": (1, 2), "bleed": (2,)}, [0.75, 0.75], "sigmoid"),
+        (200, {"plaque": (1, 2), "bleed": (2,)}, [0.5, 0.5], "sigmoid"),
+    ],
+    ids=["rare classes", "common classes", "rare regions", "common regions"],
+)
+def test_every_output_has_its_own_weight(num_voxels, regions, alpha, activation):
+    cases = [case(0, shape=(10, 10, 10), lesions=[lesion()], class_voxels={1: num_voxels, 2: 1})]
+    found = fingerprint(cases, labels=CLASSES, regions=regions)
+    plan = propose(found, CPU)
+    assert plan.value("loss.alpha") == alpha
+    assert (plan.activation, plan.out_channels) == (activation, len(alpha))
+    names = "'plaque', 'bleed'" if regions else "'background', 'plaque', 'bleed'"
+    assert f"of {names}" in proposed(found, "loss.alpha")[1]
+
+
+def test_regions_ask_for_a_sigmoid_and_classes_for_nothing():
+    regions = {"plaque": (1, 2), "bleed": (2,)}
+    cases = [case(0, lesions=[lesion()], class_voxels={1: 20, 2: 0})]
+    value, reason = proposed(fingerprint(cases, labels=CLASSES, regions=regions), "loss.activation")
+    assert value == "sigmoid"
+    assert "'plaque', 'bleed' may share voxels" in reason
+    keys = {proposal.key for proposal in propose(fingerprint(cases, labels=CLASSES), CPU).proposals}
+    assert "loss.activation" not in keys
+
+
+def test_a_region_occurs_where_any_of_its_classes_does():
+    regions = {"whole": (1, 2), "core": (2,)}
+    labels = {0: "background", 1: "whole", 2: "core"}
+    for voxels, absent in (({1: 0, 2: 5}, None), ({1: 5, 2: 0}, "'core' does not occur")):
+        notes = propose(
+            fingerprint([case(0, lesions=[lesion()], class_voxels=voxels)], labels=labels, regions=regions), CPU
+        ).notes
+        assert [note for note in notes if "does not occur" in note] == (
+            [f"{absent} in any measured case"] if absent else []
+        )
+
+
+def test_cases_without_a_label_are_taught_by_the_majority_that_was_measured():
+    bare = [case(n, lesions=[lesion()], has_label=False) for n in range(2)]
+    value, reason = proposed(fingerprint(bare, num_readers=3), "annotations.fusion")
+    assert value == "majority"
+    assert reason.startswith("2 of 2 training cases have annotations and no label")
+    assert "Labelled cases" not in reason
+    value, reason = proposed(fingerprint([*bare, case(2)], num_readers=3), "annotations.fusion")
+    assert value == "majority"
+    assert reason.startswith("2 of 3 training cases")
+    assert "Labelled cases that have annotations" in reason
+
+
+def test_labels_of_all_training_cases_are_believed():
+    cases = [case(0, lesions=[lesion()]), case(1, split="validation", has_label=False)]
+    keys = {proposal.key for proposal in propose(fingerprint(cases, num_readers=3), CPU).proposals}
+    assert "annotations.fusion" not in keys
 
 
 def test_windows_over_validation_cases_are_counted():
