@@ -69,6 +69,7 @@ class ModelCard:
         channels: Names of the image channels, in order.
         labels: Label value to class name; 0 is the background.
         activation: "softmax" or "sigmoid": how logits become probabilities.
+        overlapping: Whether the labels are regions that may lie within each other, each later one within those before.
         preprocessing: Orientation, spacing and intensity scheme.
         window: Arguments of `medfocal.infer.window.Window`: `{"size", "overlap", "batch", "precision"}`.
         candidates: How candidates are formed: `{"extent_ratio", "floor", "connectivity", "confidence"}`.
@@ -86,6 +87,7 @@ class ModelCard:
     window: Mapping[str, Any]
     candidates: Mapping[str, Any]
     operating_points: tuple[OperatingPoint, ...]
+    overlapping: bool = False
     training: Mapping[str, Any] = field(default_factory=dict)
     intended_use: str = INTENDED_USE
 
@@ -108,6 +110,7 @@ class ModelCard:
             and rule["connectivity"] in CONNECTIVITIES
             and rule["confidence"] in get_args(Confidence),
             "operating_points": len(self.operating_points) >= 1,
+            "overlapping": self.overlapping in (False, self.activation == "sigmoid"),
         }
         for name, good in sound.items():
             if not good:

@@ -71,12 +71,19 @@ class Entry:
         try:
             if path.stat().st_size <= SMALLEST_MAPPED:  # nothing but a header cannot be mapped
                 with path.open("rb") as file:
-                    return np.asarray(np.lib.format.read_array(file, allow_pickle=False))
-            mapped = np.lib.format.open_memmap(path, mode="r")  # `numpy.load` would open archives too
-            return mapped.view(np.ndarray)  # every slice of a memmap would be one, and take a way around
+                    found = np.asarray(np.lib.format.read_array(file, allow_pickle=False))
+            else:
+                # `numpy.load` would open archives too; and every slice of a memmap would be one, and take a way around.
+                found = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)
+            if found.dtype.kind not in KINDS:
+                message = f"it holds {found.dtype}"
+                raise ValueError(message)
         except (OSError, ValueError) as error:
-            message = f"the cached array '{path}' cannot be read: {error}. Start again, so that it is made anew."
+            message = (
+                f"the cached array '{path}' cannot be read: {error}. Delete '{self.folder}', so that it is made anew."
+            )
             raise ResourceError(message) from error
+        return found
 
 
 class Cache:

@@ -7,12 +7,13 @@ taught, and the table of lesions) and `reference` (what a validation judges by, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -28,7 +29,7 @@ from medfocal.data.cache import Cache, Entry, Writer, digest, file_digest
 from medfocal.data.manifest import Case, LabelScheme
 from medfocal.data.resampling import map_to_spacing
 from medfocal.data.transforms import AXIS_LETTERS, Intensity, PreparedCase, Preprocessing
-from medfocal.errors import DatasetError, InputError
+from medfocal.errors import DatasetError, InputError, ResourceError
 from medfocal.volume import GRID_TOLERANCE_MM, PAIR_ENDINGS, Volume, read_grid, read_volume, spacing_of
 
 #: Share of the voxels on the faces of a volume from which 0 is its background.
@@ -65,7 +66,6 @@ class LesionTable:
         shape: Of the volume.
         num_voxels: int64 (n,).
         volume_ml: (n,).
-        lesion_class: Most frequent class of its voxels, uint8 (n,).
         low: First index of its box, int64 (n, 3).
         high: The index after the last, int64 (n, 3).
         bounds: Lesion `n` has the voxels `bounds[n]` to `bounds[n + 1]`, int64 (n + 1,).
@@ -75,7 +75,6 @@ class LesionTable:
     shape: tuple[int, int, int]
     num_voxels: NDArray[np.int64]
     volume_ml: NDArray[np.float64]
-    lesion_class: NDArray[np.uint8]
     low: NDArray[np.int64]
     high: NDArray[np.int64]
     bounds: NDArray[np.int64]
@@ -94,16 +93,12 @@ class LesionTable:
 def lesion_table(lesions: NDArray[np.uint8], affine: NDArray[np.float64]) -> LesionTable:
     """Find the lesions of classes `(I, J, K)`, 0 the background."""
     found = find_components(lesions > 0, affine)
-    order = np.argsort(found.part, kind="stable")
-    voxels, part = found.voxels[order], found.part[order]
-    counts = np.zeros((len(found), 256), np.int64)
-    np.add.at(counts, (part - 1, np.ascontiguousarray(lesions).reshape(-1)[voxels]), 1)
+    voxels = found.voxels[np.argsort(found.part, kind="stable")]
     i, j, k = lesions.shape
     return LesionTable(
         shape=(i, j, k),
         num_voxels=found.num_voxels,
         volume_ml=found.volume_ml,
-        lesion_class=counts.argmax(axis=1).astype(np.uint8) if len(found) else np.zeros(0, np.uint8),
         low=found.bounding_box[:, :, 0],
         high=found.bounding_box[:, :, 1],
         bounds=np.concatenate([[0], np.cumsum(found.num_voxels)]).astype(np.int64),
@@ -408,7 +403,7 @@ def store_target(writer: Writer, prepared: PreparedCase, target: Target) -> Mapp
         "has_weight": target.weight is not None,
         "record": {name: value for name, value in target.record.items() if name != "case"},
         "shape": table.shape,
-        "table": {name: getattr(table, name) for name in ("num_voxels", "volume_ml", "lesion_class", "low", "high")},
+        "table": {name: getattr(table, name) for name in ("num_voxels", "volume_ml", "low", "high")},
         "readers": {
             "num_readers": facts.num_readers,
             "gave_shares": facts.gave_shares,
@@ -428,7 +423,36 @@ def store_reference(
 
 
 def open_training(case: Case, image: Entry, target: Entry) -> TrainingCase:
-    """A training case from its entries."""
+    """A training case from its entries.
+
+    Raises:
+        ResourceError: They hold something else.
+    """
+    with _only_ours(image, target):
+        found = _training_of(case, image, target)
+        shape, table = found.shape, found.table
+        shapes = {tuple(a.shape[-3:]) for a in (found.image, found.target.lesions, *found.target.alternatives)}
+        fits = shapes == {shape} and len(table.voxels) == table.bounds[-1]
+        if not fits or (len(table.voxels) and int(table.voxels.max()) >= math.prod(shape)):
+            message = f"arrays of {shapes} voxels and a table of {len(table)} lesions in {shape}"
+            raise ValueError(message)
+    return found
+
+
+@contextlib.contextmanager
+def _only_ours(*entries: Entry) -> Iterator[None]:
+    """Tell what an entry lacks that was not written by `store_…`, though its checksum fits."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        folders = " or ".join(f"'{entry.folder}'" for entry in entries)
+        message = (
+            f"the cache entry {folders} is not as medfocal writes it: {error!r}. Delete it, so that it is made anew."
+        )
+        raise ResourceError(message) from error
+
+
+def _training_of(case: Case, image: Entry, target: Entry) -> TrainingCase:
     record, taught = image.record, target.record
     lesions = target.array("lesions")
     alternatives = tuple(target.array(f"target_{number}") for number in range(taught["num_alternatives"]))
@@ -439,7 +463,6 @@ def open_training(case: Case, image: Entry, target: Entry) -> TrainingCase:
         shape=(i, j, k),
         num_voxels=num_voxels,
         volume_ml=np.array(columns["volume_ml"], np.float64),
-        lesion_class=np.array(columns["lesion_class"], np.uint8),
         low=np.array(columns["low"], np.int64).reshape(-1, 3),
         high=np.array(columns["high"], np.int64).reshape(-1, 3),
         bounds=np.concatenate([[0], np.cumsum(num_voxels)]).astype(np.int64),
@@ -468,7 +491,16 @@ def open_training(case: Case, image: Entry, target: Entry) -> TrainingCase:
 
 
 def open_evaluation(case: Case, image: Entry, reference: Entry) -> EvaluationCase:
-    """A case to validate on from its entries."""
+    """A case to validate on from its entries.
+
+    Raises:
+        ResourceError: They hold something else.
+    """
+    with _only_ours(image, reference):
+        return _evaluation_of(case, image, reference)
+
+
+def _evaluation_of(case: Case, image: Entry, reference: Entry) -> EvaluationCase:
     drawn = reference.array("reference")
     affine = np.array(reference.record["affine"], np.float64)
     return EvaluationCase(

@@ -44,7 +44,7 @@ from medfocal.data.stored import (
     target_key,
 )
 from medfocal.data.transforms import PreparedCase, Preprocessing, prepare_case
-from medfocal.errors import DatasetError, ResourceError
+from medfocal.errors import DatasetError, InputError, ResourceError
 from medfocal.parallel import available_cores, in_processes
 from medfocal.progress import track
 
@@ -195,18 +195,21 @@ def check_room(training: Sequence[Case], validation: Sequence[Case], recipe: Rec
 def _training_jobs(cases: Sequence[Case], recipe: Recipe, weights: Mapping[str, Path]) -> list[_Job]:
     jobs = []
     for case in track(cases, "digest training"):
-        image, weight = image_key(case, recipe.preprocessing, recipe.dtype), weights.get(case.name)
-        target = target_key(image, case, recipe.scheme, recipe.annotations, recipe.smoothing, weight)
-        jobs.append(_Job(case, Keys(image, target=target), weight))
+        weight = weights.get(case.name)
+        jobs.append(_Job(case, _keys_of(case, recipe, weight, is_taught=True), weight))
     return jobs
 
 
 def _evaluation_jobs(cases: Sequence[Case], recipe: Recipe) -> list[_Job]:
-    jobs = []
-    for case in track(cases, "digest validation"):
-        reference = reference_key(case, recipe.scheme, recipe.annotations.fusion)
-        jobs.append(_Job(case, Keys(image_key(case, recipe.preprocessing, recipe.dtype), reference=reference)))
-    return jobs
+    return [_Job(case, _keys_of(case, recipe, None, is_taught=False)) for case in track(cases, "digest validation")]
+
+
+def _keys_of(case: Case, recipe: Recipe, weight: Path | None, *, is_taught: bool) -> Keys:
+    """The keys of what a case's files hold now."""
+    image = image_key(case, recipe.preprocessing, recipe.dtype)
+    if not is_taught:
+        return Keys(image, reference=reference_key(case, recipe.scheme, recipe.annotations.fusion))
+    return Keys(image, target=target_key(image, case, recipe.scheme, recipe.annotations, recipe.smoothing, weight))
 
 
 def _bytes_needed(job: _Job, recipe: Recipe, missing: Sequence[str]) -> float:
@@ -253,8 +256,14 @@ def _make(job: _Job, *, recipe: Recipe, cache: Cache) -> None:
     @functools.cache
     def volumes() -> CaseVolumes:
         if keys.target is None:
-            return read_case_with_reference(case, recipe.scheme, settings.fusion)
-        return read_case(case, recipe.scheme, with_readers=settings.uses_readers, weight=job.weight)
+            found = read_case_with_reference(case, recipe.scheme, settings.fusion)
+        else:
+            found = read_case(case, recipe.scheme, with_readers=settings.uses_readers, weight=job.weight)
+        # What was read must not be kept under the digest of what stood there before.
+        if _keys_of(case, recipe, job.weight, is_taught=keys.target is not None) != keys:
+            message = f"case '{case.name}': a file was changed while it was read. Start again once all is in place."
+            raise InputError(message)
+        return found
 
     @functools.cache
     def prepared() -> PreparedCase:

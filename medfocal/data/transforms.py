@@ -21,7 +21,6 @@ from medfocal.volume import GRID_TOLERANCE_MM, Volume
 if TYPE_CHECKING:
     import torch
 
-    from medfocal.annotations.target import Target  # brings scipy, and `medfocal train --help` waits for this module
 
 AXIS_LETTERS = ("LR", "PA", "IS")
 
@@ -86,7 +85,6 @@ class PreparedCase:
         reference: The reference on the case's own grid, int16, or None.
         readers: Of `CaseVolumes`, on the network's grid.
         weight: Likewise.
-        target: What a training case teaches; None: its label.
         ignore: Of `CaseVolumes`, on the network's grid: where a half or more was not judged, and one voxel at least
             of every such region.
     """
@@ -99,7 +97,6 @@ class PreparedCase:
     reference: NDArray[np.int16] | None
     readers: NDArray[Any] | None = None
     weight: NDArray[np.float32] | None = None
-    target: Target | None = None
     ignore: NDArray[np.bool_] | None = None
 
 
@@ -216,10 +213,14 @@ def _turn_to(affine: NDArray[np.float64], orientation: str) -> NDArray[np.float6
 
 
 def _turn_between(affine: NDArray[np.float64], like: NDArray[np.float64]) -> NDArray[np.float64]:
-    """As `_turn_to`, for axes to point as those of another affine."""
-    from nibabel import orientations
+    """As `_turn_to`, for axes to point as those of another affine that has the same directions in another order.
 
-    return np.asarray(orientations.ornt_transform(*(orientations.io_orientation(given) for given in (affine, like))))
+    Each axis goes to the one it lies along. By anatomical names two grids at 45 degrees could be named differently.
+    """
+    mine, theirs = (given[:3, :3] / np.linalg.norm(given[:3, :3], axis=0) for given in (affine, like))
+    along = mine.T @ theirs
+    place = np.abs(along).argmax(axis=1)
+    return np.stack([place, np.sign(along[np.arange(3), place])], axis=1)
 
 
 def _turned(values: NDArray[Any], turn: NDArray[np.float64]) -> NDArray[Any]:

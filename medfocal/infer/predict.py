@@ -36,7 +36,7 @@ class Prediction:
 
     Attributes:
         probability: Of any lesion, float32 `(I, J, K)`.
-        classes: Most likely lesion class of each voxel, from 1, uint8 `(I, J, K)`.
+        classes: Lesion class of each voxel, or the innermost region, from 1, uint8 `(I, J, K)`.
         candidates: All of them, whatever their confidence.
     """
 
@@ -70,9 +70,27 @@ def predict_case(model: Model, prepared: PreparedCase, *, device: torch.device) 
     )
     native = np.stack([to_native(values, prepared) for values in per_class])
     probability = lesion_probability(native, card.activation)
-    classes = (native.argmax(axis=0) + 1).astype(np.uint8)
+    classes = label_of_voxels(native, overlapping=card.overlapping)
     candidates = form_candidates(probability, prepared.grid.affine, card.candidates)
     return Prediction(probability, classes, candidates)
+
+
+def label_of_voxels(per_class: NDArray[np.float32], *, overlapping: bool) -> NDArray[np.uint8]:
+    """The label of each voxel if it is of a lesion at all.
+
+    Args:
+        per_class: Probabilities of the lesion classes, or regions, `(K, I, J, K)`.
+        overlapping: Whether they are regions. Then a voxel has the label of the last region, in the model's order, that
+            is as likely as not, as if they were painted one after another; else that of the most likely one.
+
+    Returns:
+        From 1, uint8 `(I, J, K)`.
+    """
+    label: NDArray[np.uint8] = (per_class.argmax(axis=0) + 1).astype(np.uint8)
+    if overlapping:
+        for number, probability in enumerate(per_class, start=1):
+            label[probability >= 0.5] = number
+    return label
 
 
 def predict(

@@ -207,6 +207,7 @@ def run_training(
         channels=manifest.channels,
         labels=scheme.learnt,
         activation=loss.activation,
+        overlapping=bool(scheme.regions),
         preprocessing=preprocessing,
         window=asdict(settings.window(sampling.patch_size)),
         candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},

@@ -1,18 +1,22 @@
 """`medfocal plan`, and `medfocal train plan=FILE`."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import TINY, assert_refused, run
 from omegaconf import OmegaConf
 from scipy import ndimage
 
 from medfocal import config
 from medfocal.data.plan.file import read_plan
+from medfocal.losses import FocalLoss
 from medfocal.networks import UNet3d
+from medfocal.train.capacity import time_step
 from medfocal.volume import Volume, read_volume, write_volume
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -142,6 +146,28 @@ def test_cases_with_readers_only_train_by_their_plan(unlabelled, tmp_path):
     assert plan["annotations.fusion"] == values.annotations.fusion == "majority"
     _, ended = job("plan=out/plan.yaml", "annotations=staple", folder=tmp_path)
     assert "annotations=staple takes the place of what plan 'out/plan.yaml' says of annotations" in ended.err
+
+
+class Watched(torch.nn.Module):
+    """Focal loss that keeps the shapes it is given."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.loss, self.activation, self.shapes = FocalLoss(activation=activation), activation, set()
+
+    def forward(self, logits, target):
+        self.shapes.add((tuple(logits.shape), tuple(target.shape)))
+        return self.loss(logits, target)
+
+
+@pytest.mark.parametrize(("activation", "channels"), [("softmax", ()), ("sigmoid", (2,))])
+def test_a_step_is_timed_on_targets_such_as_training_has(activation, channels):
+    loss = Watched(activation)
+    network = functools.partial(UNet3d, channels=[4, 8, 16])
+    sizes = {"in_channels": 1, "out_channels": 2, "patch_size": (16, 12, 8), "batch_size": 3}
+    found = time_step(network, loss, torch.optim.AdamW, **sizes, device=torch.device("cpu"))
+    assert 0 < found.forward_seconds < found.seconds
+    assert loss.shapes == {((3, 2, 16, 12, 8), (3, *channels, 16, 12, 8))}
 
 
 def plan_of(folder, text, name="plan.yaml"):
@@ -303,8 +329,6 @@ def test_a_plan_can_be_used_from_another_folder(tmp_path, dataset):
 
 
 def test_a_gpu_that_is_elsewhere_is_planned_for_by_its_memory(tmp_path, dataset):
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     words = ["plan", f"data.dataset={dataset}", "output=out", "device=cuda"]

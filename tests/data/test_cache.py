@@ -226,7 +226,7 @@ def test_without_verifying_only_sizes_count(tmp_path):
 def test_an_array_that_breaks_after_it_was_found_is_a_readable_error(tmp_path, content):
     _, entry = made(tmp_path)
     (entry.folder / "image.npy").write_bytes(content)
-    with pytest.raises(ResourceError, match=r"image\.npy' cannot be read.*Start again"):
+    with pytest.raises(ResourceError, match=r"image\.npy' cannot be read.*Delete '"):
         entry.array("image")
 
 

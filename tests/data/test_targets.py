@@ -505,3 +505,22 @@ def test_a_case_is_taught_the_same_from_the_cache_as_in_memory(tmp_path):
         assert len(found.target.alternatives) == len(target.alternatives)
         assert all(np.array_equal(a, b) for a, b in zip(found.target.alternatives, target.alternatives, strict=True))
         assert found.target.record == target.record
+
+
+@pytest.mark.parametrize("prepare", [prepare_training, prepare_evaluation])
+def test_a_file_that_changes_between_its_digest_and_its_reading_is_refused_and_leaves_nothing(
+    tmp_path, monkeypatch, prepare
+):
+    """Else what it holds now would be kept under the digest of what it held before, for good."""
+    case = on_disk(tmp_path)
+    read = targets.read_case
+
+    def read_late(*arguments, **keywords):
+        write_volume(case.label, Volume(marks(7), AFFINE))
+        os.utime(case.label, ns=(1, 1))
+        return read(*arguments, **keywords)
+
+    monkeypatch.setattr(targets, "read_case", read_late)
+    with pytest.raises(InputError, match="case 'c1': a file was changed while it was read"):
+        prepare([case], recipe(), Cache(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").glob("*/entry.json"))

@@ -448,3 +448,21 @@ def test_a_mistyped_spacing_is_refused_before_memory_is_asked_for():
     )
     with pytest.raises(ResourceError, match=r"more than 5e\+09\. Choose a coarser spacing_mm"):
         prepare_case(case, Preprocessing(spacing_mm=(1e-4, 1e-4, 1e-4)))
+
+
+@pytest.mark.parametrize("axes", ["x", "y", "z", "xy"])
+@pytest.mark.parametrize("degrees", [45, 135, 225])
+@pytest.mark.parametrize("spacing_mm", [None, (1.0, 1.0, 1.0)])
+def test_grids_at_45_degrees_come_back_though_their_axes_have_no_clear_name(axes, degrees, spacing_mm):
+    affine = np.eye(4)
+    affine[:3, :3] = Rotation.from_euler(axes, [degrees] * len(axes), degrees=True).as_matrix() * [0.8, 1.1, 1.7]
+    image = np.zeros((1, 16, 14, 12), np.float32)
+    image[0, 5:9, 6:9, 4:8] = 1
+    grid = Volume(np.zeros(image.shape[1:]), affine)
+    prepared = prepare_case(
+        CaseVolumes(Case("c", "c", "training", ()), image, grid, None),
+        Preprocessing(spacing_mm=spacing_mm, intensity=Intensity.NONE),
+    )
+    back = to_native(prepared.image[0].numpy(), prepared)
+    assert back.shape == grid.shape
+    assert np.abs(ndimage.center_of_mass(back) - np.array(ndimage.center_of_mass(image[0]))).max() < 0.1

@@ -16,7 +16,7 @@ from medfocal.data.transforms import Preprocessing
 from medfocal.errors import DatasetError, GeometryError, InputError, ResourceError
 from medfocal.infer import load_model, predict
 from medfocal.infer.candidates import COLUMNS
-from medfocal.infer.predict import find_cases
+from medfocal.infer.predict import find_cases, label_of_voxels
 from medfocal.model import Model, ModelCard, OperatingPoint, save_model
 from medfocal.networks import UNet3d
 from medfocal.volume import Volume, read_volume, write_volume
@@ -331,3 +331,10 @@ def test_a_dataset_of_other_channels_or_without_test_cases_is_refused(tmp_path):
 def test_a_file_of_an_unknown_kind_is_refused_by_its_ending(tmp_path):
     with pytest.raises(InputError, match="is not an image that can be read"):
         predict(model(), touch(tmp_path, "a.dcm") / "a.dcm", tmp_path / "out", device=CPU)
+
+
+def test_a_voxel_of_several_regions_has_the_label_of_the_innermost():
+    whole, core = np.array([0.9, 0.9, 0.4, 0.2]), np.array([0.1, 0.6, 0.3, 0.3])
+    per_class = np.stack([whole, core]).reshape(2, 4, 1, 1).astype(np.float32)
+    assert label_of_voxels(per_class, overlapping=True).ravel().tolist() == [1, 2, 1, 2]
+    assert label_of_voxels(per_class, overlapping=False).ravel().tolist() == [1, 1, 1, 2]

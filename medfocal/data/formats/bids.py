@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,8 @@ from medfocal.data.formats.source import list_folders, list_images
 from medfocal.data.manifest import Case, listed
 from medfocal.errors import DatasetError
 
-#: What the values of `label-` or `desc-` of a lesion mask hold, in any case.
-LESION_WORDS = ("lesion", "tumor", "tumour")
+#: How the values of `label-` or `desc-` of a lesion mask end, in any case; `nonlesion` is something else.
+LESION_WORDS = re.compile(r"(?<!non)(?<!no)(?<!without)(lesion|tumor|tumour)s?")
 MASK_SUFFIXES = ("mask", "dseg", "roi")
 #: What names a case together; the patient is the first alone.
 CASE_ENTITIES = ("sub", "ses", "run")
@@ -127,8 +128,8 @@ def _grouped(files: Iterable[_File]) -> dict[tuple[str, str, str], list[_File]]:
 def _is_label(mask: _File, root: Path, labels: str | None) -> bool:
     if labels is not None:
         return labels in mask.path.relative_to(root / "derivatives").as_posix()
-    said = (mask.entities.get("label", "") + " " + mask.entities.get("desc", "")).lower()
-    return mask.suffix in MASK_SUFFIXES and any(word in said for word in LESION_WORDS)
+    said = [mask.entities.get(entity, "").lower() for entity in ("label", "desc")]
+    return mask.suffix in MASK_SUFFIXES and any(re.search(f"(?:{LESION_WORDS.pattern})$", value) for value in said)
 
 
 def _all_channels(cases: Iterable[Sequence[_File]]) -> tuple[str, ...]:

@@ -208,10 +208,10 @@ def test_channels_that_lie_apart_are_an_error_just_where_training_refuses_them(s
 
 
 def test_a_channel_of_one_slice_lies_apart_by_its_own_slice(tmp_path):
-    """The first channel, one slice at 12 mm, is far from a second that starts two slices of 3 mm above it."""
+    """The first channel, one slice at 12 mm, does not reach a second that starts one slice of 3 mm above it."""
     dataset = make_dataset(tmp_path, {"a": ("test", None)}, channels=("T1", "T2"))
     above = AFFINE.copy()
-    above[2, 3] += 6
+    above[2, 3] += 3
     write(tmp_path / "a_T1.nii.gz", image_of(0, (12, 10, 1)))
     write(tmp_path / "a_T2.nii.gz", image_of(1), above)
     manifest = checked(dataset).manifest

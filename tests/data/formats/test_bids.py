@@ -109,3 +109,10 @@ def test_a_folder_that_is_bids_and_has_a_dataset_file_too_is_refused(touch):
     with pytest.raises(DatasetError, match=r"could be of format decathlon or bids; choose one by data\.format"):
         read_dataset(folder)
     assert len(read_dataset(folder, format="bids").cases) == 1
+
+
+@pytest.mark.parametrize("name", ["label-nonlesion", "desc-lesionfilled", "desc-nonlesions"])
+def test_a_mask_of_what_is_no_lesion_is_no_label(touch, name):
+    folder = touch(*ONE, f"derivatives/x/sub-01/anat/sub-01_{name}_mask.nii.gz")
+    manifest = read_dataset(folder)
+    assert manifest.cases[0].label.name == "sub-01_label-lesion_mask.nii.gz"
