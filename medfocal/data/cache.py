@@ -161,8 +161,7 @@ class Cache:
             if held + needed_bytes > self.max_gb * 1e9:
                 message = (
                     f"{needed}, which holds {held / 1e9:.3g} GB, and cache.max_gb is {self.max_gb:g}. Raise it to "
-                    f"{(held + needed_bytes) / 1e9 * 1.01:.3g}, delete the folder (it is made anew), or set "
-                    "cache.dtype=float16."
+                    f"{(held + needed_bytes) / 1e9 * 1.01:.3g}, or delete the folder (it is made anew)."
                 )
                 raise ResourceError(message)
         if needed_bytes > free:

@@ -108,6 +108,9 @@ class DataSettings:
             need_images=need_images,
         )
         say(f"'{self.dataset}' understood as {manifest.understood_as}")
+        tables = sorted(path.name for path in manifest.path.glob("*.csv")) if manifest.path.is_dir() else []
+        if tables:
+            say(f"note: {', '.join(tables)} in it is not read; data.dataset={manifest.path / tables[0]} would read it")
         manifest = self._split(manifest, own_split)
         counts = ", ".join(f"{len(manifest.split(name))} {name}" for name in SPLITS)
         say(f"split by {manifest.split_from}: {counts}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -155,7 +157,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     network.to(device)
     optimizer = build_optimizer(network.parameters())
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    bfloat16 = uses_bfloat16(settings.precision, device)
+    bfloat16 = trains_in_bfloat16(network, patch_size, settings.precision, device)
     total_steps = settings.max_epochs * settings.steps_per_epoch
 
     first_epoch, rows, best = 0, [], (-math.inf, -math.inf)
@@ -244,6 +246,38 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     network.to(device).eval()
     points = choose_operating_points(state["metrics"][-1], settings, protocol)
     return Trained(network, int(state["epoch"]), points)
+
+
+def trains_in_bfloat16(network: Any, patch_size: Sequence[int], precision: str, device: torch.device) -> bool:
+    """Whether to train in bfloat16.
+
+    On a CPU torch 2.13 gives wrong weight gradients, often not finite, for 3 x 3 x 3 convolutions in bfloat16 over 2
+    voxels along the first axis (seen with oneDNN on AVX-512; `tests/train/test_precision.py` measures it). There
+    "auto" takes float32.
+
+    Args:
+        network: With the `strides` of its levels among its `arguments`.
+        patch_size: Voxels `(I, J, K)`.
+        precision: Of the settings.
+        device: Where to train.
+
+    Raises:
+        ConfigError: bf16 is asked for where it goes wrong.
+    """
+    if not uses_bfloat16(precision, device) or device.type != "cpu":
+        return uses_bfloat16(precision, device)
+    reduced = itertools.accumulate((stride[0] for stride in network.arguments["strides"]), operator.mul)
+    if all(patch_size[0] // factor != 2 for factor in reduced):
+        return True
+    what = (
+        f"patches of {list(patch_size)} voxels leave 2 along the first axis of a level of the network, for which "
+        "bfloat16 gives wrong gradients on a CPU"
+    )
+    if precision == "bf16":
+        message = f"{what}. Set trainer.precision=auto, or sampling.patch_size larger or smaller along the first axis."
+        raise ConfigError(message)
+    LOG.info("%s; training in float32", what)
+    return False
 
 
 def evaluate_network(

@@ -85,7 +85,9 @@ def plan_dataset(
     write_planned(output, fingerprint, means, plan, timed, data=_with_whole_paths(data))
     for line in describe_plan(fingerprint, means, plan, timed):
         say(line)
-    say(f"the plan is '{output / 'plan.yaml'}'; medfocal train plan={output / 'plan.yaml'} takes it")
+    path = output / "plan.yaml"
+    taken = f"medfocal train plan={path} takes it" if fingerprint.has_images else "train cannot take it without images"
+    say(f"the plan is '{path}'; {taken}")
     return plan
 
 

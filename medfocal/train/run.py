@@ -252,6 +252,9 @@ def run_training(
     evaluations = []
     for split in EVALUATED:
         found, cases = None, _labelled(manifest.split(split))
+        num_unknown = len(manifest.split(split)) - len(cases)
+        if num_unknown:
+            LOG.info("%d %s cases have neither label nor annotations and are not evaluated", num_unknown, split)
         num_fused = sum(case.label is None for case in cases)
         if num_fused:
             LOG.info(

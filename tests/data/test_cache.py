@@ -483,7 +483,6 @@ def test_more_than_max_gb_is_refused_with_how_much_is_needed(tmp_path):
     with pytest.raises(ResourceError, match=r"6e-06 GB more are needed in the cache .*cache\.max_gb is 1\.") as found:
         Cache(tmp_path, max_gb=(held + 5999) / 1e9).check_room(6000)
     assert str(tmp_path) in str(found.value)
-    assert "dtype=float16" in str(found.value)
     asked_for = float(str(found.value).split("Raise it to ")[1].split(",")[0])
     Cache(tmp_path, max_gb=asked_for).check_room(6000)
     assert asked_for * 1e9 < 1.02 * (held + 6000)

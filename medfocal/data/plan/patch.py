@@ -24,6 +24,11 @@ class Budget(StrEnum):
     QUICK = "quick"  # does it learn at all
     STANDARD = "standard"  # a model to use
 
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        message = f"budget must be one of {', '.join(cls)}, got {value!r}"
+        raise ValueError(message)
+
 
 @dataclass(frozen=True)
 class Means:

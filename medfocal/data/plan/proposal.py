@@ -375,7 +375,7 @@ def _propose_folds(fingerprint: Fingerprint, folds: int) -> list[Proposal]:
     )
     return [
         Proposal("data.num_folds", folds, reason),
-        Proposal("data.fold", 0, f"the one that validates; data.fold=1 to {folds - 1} are the others"),
+        Proposal("data.fold", 0, f"the one that validates; the last is data.fold={folds - 1}"),
     ]
 
 
