@@ -252,14 +252,7 @@ def run_training(
     evaluations = []
     for split in EVALUATED:
         found, cases = None, _labelled(manifest.split(split))
-        num_unknown = len(manifest.split(split)) - len(cases)
-        if num_unknown:
-            LOG.info("%d %s cases have neither label nor annotations and are not evaluated", num_unknown, split)
-        num_fused = sum(case.label is None for case in cases)
-        if num_fused:
-            LOG.info(
-                "%d of %d %s cases have no label; their readers, fused, are the reference", num_fused, len(cases), split
-            )
+        _tell_references(manifest, split, cases)
         if cases:
             keep = folder / "test" / "predictions" if split == "test" else None
             found = _evaluate_split(model, manifest, cases, protocol, device, keep, settings, annotations.fusion)
@@ -300,6 +293,18 @@ def _evaluate_split(
             )
         )
     return evaluate_cases(results, protocol)
+
+
+def _tell_references(manifest: Manifest, split: str, cases: Sequence[Case]) -> None:
+    """Log which cases of a split are judged by fused readers, and which cannot be judged."""
+    num_unknown = len(manifest.split(split)) - len(cases)
+    if num_unknown:
+        LOG.info("%d %s cases have neither label nor annotations and are not evaluated", num_unknown, split)
+    num_fused = sum(case.label is None for case in cases)
+    if num_fused:
+        LOG.info(
+            "%d of %d %s cases have no label; their readers, fused, are the reference", num_fused, len(cases), split
+        )
 
 
 def _labelled(cases: Sequence[Case]) -> list[Case]:
