@@ -55,9 +55,9 @@ def _rows(
 def tell_visits(sampler: LesionBalancedSampler, visits: NDArray[np.int64]) -> None:
     """Log how evenly the lesions were visited, and the smallest and the largest for themselves."""
     centred, size = visits[0], sampler.num_voxels
-    low, middle, high = np.quantile(centred, (0, 0.5, 1)).astype(int).tolist()
+    low, middle, high = np.quantile(centred, (0, 0.5, 1)).tolist()
     LOG.info(
-        "patches centred on each of %d lesions: %d to %d, median %d; on those of up to %d voxels %.1f on average, on "
+        "patches centred on each of %d lesions: %d to %d, median %g; on those of up to %d voxels %.1f on average, on "
         "those of %d and more %.1f",
         len(centred), low, high, middle,
         int(np.median(size)), centred[size <= np.median(size)].mean(),
