@@ -292,7 +292,7 @@ def test_a_plan_in_an_experiment_is_refused_as_it_would_have_no_effect(tmp_path)
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (["budget=fast"], 2, "budget: 'fast'"),
+        (["budget=fast"], 2, "budget must be one of quick, standard, got 'fast'"),
         (["memory_gb=0.5"], 2, "memory_gb=0.5 is too little"),
         (["memory_gb=-1"], 2, "memory_gb must be 0 or more"),
         (["output=''"], 2, "output must name a folder"),
