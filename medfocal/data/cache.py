@@ -305,6 +305,10 @@ def _checksum(content: Mapping[str, Any]) -> int:
 
 def _put(part: Path, folder: Path) -> None:
     """Give a complete entry its name, in place of a broken one; a sound one is of somebody whom no lock held off."""
+    # First without removing anything: what has come there since we looked may be sound.
+    with contextlib.suppress(OSError):
+        part.rename(folder)
+        return
     if _opened(folder) is not None:
         return
     if folder.is_dir() and not folder.is_symlink():
