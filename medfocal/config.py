@@ -39,6 +39,7 @@ TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
     "corruption": ("medfocal.annotations.corrupt", ()),
     "smoothing": ("medfocal.annotations.smoothing", ()),
     "augment": ("medfocal.data.augment", ()),
+    "tracking": ("medfocal.train.tracking", ()),
 }
 
 #: Arguments that the program supplies, so that no configuration states them.
@@ -87,9 +88,10 @@ class PathsConfig:
 
 @dataclass
 class RunConfig:
-    """Which run folder."""
+    """Which run folder, and from which of its checkpoints it goes on."""
 
     id: str | None = None
+    resume: str = MISSING
 
 
 @dataclass
@@ -108,11 +110,13 @@ class TrainConfig(CommonConfig):
     plan: str | None = None
     seed: int = MISSING
     device: str = MISSING
+    fold: int | None = None
     run: RunConfig = field(default_factory=RunConfig)
     data: DataSettings = MISSING
     sampling: SamplingSettings = MISSING
     cache: CacheSettings = MISSING
     trainer: TrainerSettings = MISSING
+    tracking: dict[str, Any] = MISSING
     transforms: dict[str, Any] = MISSING
     augment: dict[str, Any] = MISSING
     annotations: dict[str, Any] = MISSING

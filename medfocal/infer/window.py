@@ -14,7 +14,7 @@ from medfocal.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     import torch
 
-PRECISIONS = ("auto", "bf16", "float32")
+PRECISIONS = ("auto", "bf16", "fp16", "float32")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
 
 from medfocal.infer.window import Window
 
@@ -78,6 +80,22 @@ class CacheSettings:
                 raise ValueError(message)
 
 
+class Compile(StrEnum):
+    """Whether the network is compiled: on a GPU, always, never, or with its steps recorded as CUDA graphs."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+    CUDA_GRAPHS = "cuda_graphs"
+
+
+class Sharding(StrEnum):
+    """What each of several processes holds: all weights, or its share of them and of the optimizer's state."""
+
+    NONE = "none"
+    FSDP = "fsdp"
+
+
 @dataclass(kw_only=True)
 class TrainerSettings:
     """Settings of the training loop; `conf/trainer/default.yaml` states each.
@@ -85,35 +103,62 @@ class TrainerSettings:
     Args:
         max_epochs: Epochs in all; a finished run goes on when this grows.
         steps_per_epoch: Batches an epoch.
-        batch_size: Patches a batch.
+        batch_size: Patches a step of the optimizer, over all processes together.
+        accumulate: Parts that a process computes its patches in, one after the other, to save memory.
         validate_every: Epochs between validations; the last epoch is always validated.
         validation_false_positives: The epoch that is kept has the highest lesion sensitivity at this many false
             positives per case on the validation split; ties go to the higher CPM, then to the later epoch.
+        patience: Validations without a better one after which training stops, or None.
         gradient_clip_norm: Largest norm of the gradient, or None.
+        max_skipped_steps: Steps in a row whose loss or gradients are not finite that are left out; one more stops the
+            training.
+        ema_decay: Of the running mean of the weights that is validated and kept, in (0, 1), or None for the weights.
         prior_bias: Whether the last bias starts where the loss is stationary for the share of lesion voxels.
-        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16" or "float32".
+        curriculum: Arguments of the loss that move; see `medfocal.train.curriculum.Curriculum`.
+        initial_weights: What to start from; see `medfocal.train.pretrained`. None: random weights.
+        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16", "fp16" or "float32".
+        tf32: Whether float32 is computed in TF32 on a GPU that has it.
+        compile: See `Compile`.
+        channels_last: Whether images and weights lie with their channels last.
+        checkpoint_activations: Whether activations are computed again in the backward pass instead of kept.
+        sharding: See `Sharding`.
         deterministic: Whether only deterministic algorithms are used.
+        checkpoint_minutes: Between checkpoints within an epoch.
         num_threads: Of the CPU, or None for all cores.
         window_size: Voxels `(I, J, K)` of the window that slides over whole cases, or None for the patch size.
         window_overlap: Share of overlap of the sliding window over whole cases.
         window_batch: Windows at once.
         save_test_predictions: Whether probability maps of the test cases are kept.
+        save_validation_predictions: Likewise of the validation cases.
     """
 
     max_epochs: int
     steps_per_epoch: int
     batch_size: int
+    accumulate: int
     validate_every: int
     validation_false_positives: float
+    patience: int | None
     gradient_clip_norm: float | None
+    max_skipped_steps: int
+    ema_decay: float | None
     prior_bias: bool
+    curriculum: Any  # a mapping; `check` holds it to that
+    initial_weights: str | None
     precision: str
+    tf32: bool
+    compile: str
+    channels_last: bool
+    checkpoint_activations: bool
+    sharding: str
     deterministic: bool
+    checkpoint_minutes: float
     num_threads: int | None
     window_size: list[int] | None
     window_overlap: float
     window_batch: int
     save_test_predictions: bool
+    save_validation_predictions: bool
 
     def check(self) -> None:
         """Refuse values that make no sense.
@@ -121,14 +166,28 @@ class TrainerSettings:
         Raises:
             ValueError: One is out of range.
         """
-        for name in ("max_epochs", "steps_per_epoch", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                message = f"{name} must be at least 1, got {getattr(self, name)}"
+        for name in ("max_epochs", "steps_per_epoch", "batch_size", "accumulate", "validate_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                message = f"{name} must be at least 1, got {value}"
                 raise ValueError(message)
-        for name in ("validation_false_positives", "gradient_clip_norm", "num_threads"):
+        for name in ("validation_false_positives", "gradient_clip_norm", "num_threads", "checkpoint_minutes"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 message = f"{name} must be above 0, got {value}"
+                raise ValueError(message)
+        if self.max_skipped_steps < 0:
+            message = f"max_skipped_steps must be 0 or more, got {self.max_skipped_steps}"
+            raise ValueError(message)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            message = f"ema_decay must be above 0 and below 1, or null, got {self.ema_decay}"
+            raise ValueError(message)
+        if self.batch_size % self.accumulate:
+            message = f"batch_size {self.batch_size} cannot be computed in {self.accumulate} equal parts (accumulate)"
+            raise ValueError(message)
+        for name, choices in (("compile", Compile), ("sharding", Sharding)):
+            if getattr(self, name) not in list(choices):
+                message = f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 raise ValueError(message)
         self.window((1, 1, 1))
 
