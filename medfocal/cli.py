@@ -18,6 +18,7 @@ from medfocal.errors import ConfigError, MedfocalError
 
 if TYPE_CHECKING:
     from medfocal.evaluate import Reader  # importing it imports numpy, which `--help` does without
+    from medfocal.train.ranks import Ranks
 
 DESCRIPTION = """medfocal: find rare lesions in 3D medical images, and tell honestly how many were found.
 
@@ -44,7 +45,8 @@ OPTIONS = ("-m", "--multirun", "-c", "--cfg", "--resolve", "-p", "--package", "-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a verb and exit with its code: 0 done, 2 usage or configuration, 3 input, 4 model, 5 resources."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _terminate)
     if not words or words[0] in {"-h", "--help", "help"}:
         print(DESCRIPTION, end="", file=sys.stdout if words else sys.stderr)
         sys.exit(0 if words else 2)
@@ -146,6 +148,12 @@ def _hand_to_hydra(verb: str, words: Sequence[str], plan: str | None) -> None:
         if override.is_sweep_override() and _is_hydras(str(override.input_line)):
             message = f"{override.input_line}: a setting of Hydra's own cannot be swept"
             raise ConfigError(message)
+    if verb == "train" and {"-m", "--multirun"} & set(words):
+        from medfocal.train.ranks import num_announced
+
+        if num_announced() > 1:
+            message = "-m starts one training after another in one process; start torchrun once for each instead"
+            raise ConfigError(message)
     first = [_first_of_sweep(override) for override in overrides]
     check_hydra(compose(verb, [word for word in first if word], with_hydra=True))
     register()
@@ -174,6 +182,17 @@ def _is_hydras(word: str) -> bool:
 
 
 def _train(conf: dict[str, Any]) -> float | None:
+    from medfocal.progress import silence
+    from medfocal.train.ranks import join_ranks
+
+    with join_ranks() as ranks:
+        if not ranks.is_first:
+            silence()
+        return _train_in(ranks, conf)
+
+
+def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
+    """Train in one of the processes that do it together."""
     from medfocal import config
     from medfocal.data.dataset import DataSettings
     from medfocal.files import make_folder
@@ -181,12 +200,13 @@ def _train(conf: dict[str, Any]) -> float | None:
     from medfocal.progress import say
     from medfocal.report.runs import report_run
     from medfocal.train import run
+    from medfocal.train.records import check_same_configuration
     from medfocal.train.settings import CacheSettings, SamplingSettings, TrainerSettings
 
-    device = choose_device(conf["device"])
+    device = choose_device(ranks.device(conf["device"]))
     runs = Path(conf["paths"]["runs"]) / conf["experiment"]
-    folder = runs / (conf["run"]["id"] or run.new_run_id(conf["seed"]))
-    run.check_same_configuration(folder, conf)
+    folder = runs / ranks.told_by_first(conf["run"]["id"] or run.new_run_id(conf["seed"]))
+    check_same_configuration(folder, conf)
     manifest = DataSettings(**conf["data"]).open(own_split=folder / "split.json")
     make_folder(runs)
     settings = TrainerSettings(**conf["trainer"])
@@ -194,6 +214,7 @@ def _train(conf: dict[str, Any]) -> float | None:
         say(f"the run '{folder}' is finished; raise trainer.max_epochs to go on, or take another run.id")
         return None
     augmentation: Any = config.build("augment", conf["augment"])
+    tracking: Any = config.build("tracking", conf["tracking"])
     result = run.run_training(
         folder,
         configuration=conf,
@@ -206,8 +227,7 @@ def _train(conf: dict[str, Any]) -> float | None:
         cache_folder=Path(conf["paths"]["cache"]),
         annotations=config.construct("annotations", conf["annotations"]),
         smoothing=config.build("smoothing", conf["smoothing"]),
-        loss=config.build("loss", conf["loss"]),
-        smooth_loss=lambda matrix: config.build("loss", {**conf["loss"], "label_smoothing": matrix}),
+        build_loss=lambda **changed: config.build("loss", {**conf["loss"], **changed}),
         build_network=config.build("network", conf["network"]),
         build_optimizer=config.build("optimizer", conf["optimizer"]),
         schedule=config.build("schedule", conf["schedule"]),
@@ -215,7 +235,12 @@ def _train(conf: dict[str, Any]) -> float | None:
         protocol=config.construct("evaluate", conf["evaluate"]),
         seed=conf["seed"],
         device=device,
+        tracking=tracking,
+        resume=conf["run"]["resume"],
+        ranks=ranks,
     )
+    if result is None:  # another process tells
+        return None
     report_run(result, manifest)
     return result.operating_point.lesion_sensitivity
 

@@ -495,8 +495,12 @@ def _check_training(values: Mapping[str, Any]) -> None:
     sampling = SamplingSettings(**values["sampling"])
     _reworded("sampling", sampling.check)
     _reworded("cache", CacheSettings(**values["cache"]).check)
-    for group in ("loss", "schedule", "smoothing"):
+    if values["run"]["resume"] not in ("last", "previous"):
+        message = f"run.resume must be last or previous, got {values['run']['resume']!r}"
+        raise ConfigError(message)
+    for group in ("loss", "schedule", "smoothing", "tracking"):
         build(group, values[group])
+    _check_curriculum(values)
     _check_smoothings(values)
     augmentation: Any = build("augment", values["augment"])
     augmentation.check(sampling.patch_size, {})
@@ -507,6 +511,21 @@ def _check_training(values: Mapping[str, Any]) -> None:
         network = _reworded("network", lambda: build_network(in_channels=1, out_channels=2))
         patch = torch.zeros(2, 1, *values["sampling"]["patch_size"])
         _reworded("sampling.patch_size", lambda: network(patch))
+
+
+def _check_curriculum(values: Mapping[str, Any]) -> None:
+    """Make the loss of the start and of the end of what moves."""
+    from medfocal.train.curriculum import Curriculum
+
+    curriculum = _reworded("trainer.curriculum", lambda: Curriculum(values["trainer"]["curriculum"]))
+    for progress in (0.0, 1.0):
+        moved = curriculum.at(progress)
+        try:
+            _check_arguments("loss", values["loss"]["_target_"], {**values["loss"], **moved})
+            build("loss", {**values["loss"], **moved})
+        except ConfigError as error:
+            message = f"trainer.curriculum, at {progress:.0%} of the training: {error}"
+            raise ConfigError(message) from error
 
 
 def _check_smoothings(values: Mapping[str, Any]) -> None:

@@ -25,8 +25,8 @@ class Window:
         size: Voxels `(I, J, K)` of a window; a smaller case is padded.
         overlap: Share of a window that the next one repeats, in [0, 1).
         batch: Windows that go through the network at once.
-        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16" or "float32". An operating point
-            is the confidence of some candidate, so it holds for the precision that it was chosen with.
+        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16", "fp16" or "float32". An operating
+            point is the confidence of some candidate, so it holds for the precision that it was chosen with.
     """
 
     size: Sequence[int]
@@ -102,10 +102,10 @@ def predict_windows(
     import torch
     from monai.inferers import sliding_window_inference
 
-    bfloat16 = uses_bfloat16(window.precision, device)
+    reduced = reduced_type(window.precision, device)
 
     def probabilities(windows: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, dtype=reduced, enabled=reduced is not None):
             logits = network(windows)
         return class_probabilities(logits, activation)
 
@@ -126,6 +126,15 @@ def predict_windows(
         message = "the network gives NaN or infinite values: its weights, or bfloat16 with them, are unusable"
         raise ModelError(message)
     return per_class.clip(0, 1)
+
+
+def reduced_type(precision: str, device: torch.device) -> torch.dtype | None:
+    """What convolutions compute in under a precision, None for float32."""
+    import torch
+
+    if precision == "fp16":
+        return torch.float16
+    return torch.bfloat16 if uses_bfloat16(precision, device) else None
 
 
 def uses_bfloat16(precision: str, device: torch.device) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from abc import abstractmethod
 
 from torch import Tensor
 
 from medfocal.losses.activation import Activation
-from medfocal.losses.focal import make_formula, make_normaliser
+from medfocal.losses.focal import make_formula, make_normaliser, size_of_mean, why_not_normalised
 from medfocal.losses.fused import Backend, Job, compute
 from medfocal.losses.module import TrainingLoss
 from medfocal.losses.options import (
@@ -30,13 +31,17 @@ from medfocal.losses.overlap import (
     check_tversky,
     dice_of_sums,
     mean_of_present,
+    num_present,
     tversky_of_sums,
+    why_not_pooled,
 )
-from medfocal.losses.target import check_logits, check_target, check_weight
+from medfocal.losses.target import Labels, Probabilities, check_logits, check_target, check_weight
 
 
 class _RegionFocalLoss(TrainingLoss):
     """A loss of sums over voxels plus focal_weight * focal loss; what the classes below share."""
+
+    num_means = 2
 
     def __init__(
         self,
@@ -69,11 +74,29 @@ class _RegionFocalLoss(TrainingLoss):
         self.backend = Backend(backend).value
 
     @abstractmethod
-    def _region(self, overlap: Tensor, size: Tensor, size_of_target: Tensor) -> Tensor:
-        """The loss of sum min(p, y), sum p and sum y, each (B, foreground classes) or (1, ...)."""
+    def _region(self, overlap: Tensor, size: Tensor, size_of_target: Tensor, *, by: Tensor | None) -> Tensor:
+        """The loss of sum min(p, y), sum p and sum y, each (B, foreground classes) or (1, ...).
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Weighted sum of both terms; shapes as in `focal_loss`."""
+        Its mean is over `by` classes and cases; None: over those that are present.
+        """
+
+    @property
+    def why_not_split(self) -> str | None:
+        """As in `TrainingLoss`: where a term is not a mean over something that the target tells."""
+        return why_not_normalised(self.normalize) or why_not_pooled(batch_dice=self.batch_dice)
+
+    def _sizes(self, target: Labels | Probabilities, weight: Tensor | None) -> list[Tensor]:
+        kind = Activation(self.activation)
+        return [
+            size_of_mean(target, weight, activation=kind, alpha=self.alpha, mode=Normalize(self.normalize)),
+            num_present(target, weight, activation=kind),
+        ]
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, whole: Tensor | None = None
+    ) -> Tensor:
+        """Weighted sum of both terms; shapes as in `focal_loss`, `whole` as in `TrainingLoss`."""
+        of_voxels, of_classes = self._divisors(whole)
         kind = Activation(self.activation)
         check_logits(logits, kind)
         formula = make_formula(
@@ -90,9 +113,9 @@ class _RegionFocalLoss(TrainingLoss):
             formula,
             checked,
             voxel_weight,
-            make_normaliser(formula, checked, voxel_weight, logits, Normalize(self.normalize)),
+            make_normaliser(formula, checked, voxel_weight, logits, Normalize(self.normalize), of_voxels),
             focal_weight=self.focal_weight,
-            region=self._region,
+            region=functools.partial(self._region, by=of_classes),
             pooled=self.batch_dice,
             backend=Backend(self.backend),
         )
@@ -170,9 +193,9 @@ class DiceFocalLoss(_RegionFocalLoss):
         if self.dice_weight == self.focal_weight == 0.0:
             raise ValueError("the weights of the Dice term and of the voxelwise term are both 0; raise one")
 
-    def _region(self, overlap: Tensor, size: Tensor, size_of_target: Tensor) -> Tensor:
+    def _region(self, overlap: Tensor, size: Tensor, size_of_target: Tensor, *, by: Tensor | None) -> Tensor:
         losses, present = dice_of_sums(overlap, size + size_of_target, size_of_target, self.smooth)
-        return self.dice_weight * mean_of_present(losses, present)
+        return self.dice_weight * mean_of_present(losses, present, by)
 
 
 class TverskyFocalLoss(_RegionFocalLoss):
@@ -244,7 +267,7 @@ class TverskyFocalLoss(_RegionFocalLoss):
         if self.tversky_weight == self.focal_weight == 0.0:
             raise ValueError("the weights of the Tversky term and of the voxelwise term are both 0; raise one")
 
-    def _region(self, overlap: Tensor, size: Tensor, size_of_target: Tensor) -> Tensor:
+    def _region(self, overlap: Tensor, size: Tensor, size_of_target: Tensor, *, by: Tensor | None) -> Tensor:
         # Differences of sums may fall below 0 by rounding, where a power with a fraction has no value.
         losses, present = tversky_of_sums(
             (size - overlap).clamp_min(0.0),
@@ -254,7 +277,7 @@ class TverskyFocalLoss(_RegionFocalLoss):
             false_negative_weight=self.false_negative_weight,
             smooth=self.smooth,
         )
-        return self.tversky_weight * mean_of_present(bent_power(losses, self.exponent), present)
+        return self.tversky_weight * mean_of_present(bent_power(losses, self.exponent), present, by)
 
 
 class DiceCrossEntropyLoss(TrainingLoss):
@@ -275,6 +298,8 @@ class DiceCrossEntropyLoss(TrainingLoss):
     Raises:
         ValueError: An argument is out of range, or both factors are 0.
     """
+
+    num_means = 2
 
     def __init__(
         self,
@@ -303,8 +328,20 @@ class DiceCrossEntropyLoss(TrainingLoss):
         )
         self.activation = self.terms.activation
         self.label_smoothing = self.terms.label_smoothing
+        self.ignore_index = ignore_index
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Weighted sum of both terms; shapes as in `focal_loss`."""
-        loss: Tensor = self.terms(logits, target, weight)
+    @property
+    def why_not_split(self) -> str | None:
+        """As in `DiceFocalLoss`."""
+        return self.terms.why_not_split
+
+    def part_sizes(self, target: Tensor, weight: Tensor | None = None) -> Tensor:
+        """As in `DiceFocalLoss`."""
+        return self.terms.part_sizes(target, weight)
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, whole: Tensor | None = None
+    ) -> Tensor:
+        """Weighted sum of both terms; shapes as in `focal_loss`, `whole` as in `TrainingLoss`."""
+        loss: Tensor = self.terms(logits, target, weight, whole=whole)
         return loss

@@ -32,6 +32,7 @@ from medfocal.losses.target import (
     Reduction,
     along_channels,
     check_logits,
+    check_range,
     check_reduction,
     check_target,
     check_weight,
@@ -154,8 +155,12 @@ def focal_loss_and_count(
     normalize: str,
     reduction: Reduction,
     backend: str,
+    whole: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`focal_loss`, and the number of voxels below the cap (of sigmoid channels: summed over them)."""
+    """`focal_loss`, and the number of voxels below the cap (of sigmoid channels: summed over them).
+
+    `whole` is the sum of `size_of_mean` over the parts of the batch, or None where this is all of it.
+    """
     kind = Activation(activation)
     check_reduction(reduction)
     check_logits(logits, kind)
@@ -171,7 +176,7 @@ def focal_loss_and_count(
     checked = check_target(target, logits, activation=kind, ignore_index=ignore_index)
     voxel_weight = check_weight(weight, logits)
     mode, engine, meaning = Normalize(normalize), Backend(backend), Soft(soft)
-    normaliser = make_normaliser(formula, checked, voxel_weight, logits, mode) if reduction == "mean" else None
+    normaliser = make_normaliser(formula, checked, voxel_weight, logits, mode, whole) if reduction == "mean" else None
     if meaning is not Soft.EXPECTED:
         if mode is Normalize.FACTOR:
             raise ValueError(f"normalize='factor' is of the loss with soft='expected', got soft='{meaning}'")
@@ -218,37 +223,106 @@ def make_formula(
 
 
 def make_normaliser(
-    formula: Formula, target: Labels | Probabilities, weight: Tensor | None, logits: Tensor, mode: Normalize
+    formula: Formula,
+    target: Labels | Probabilities,
+    weight: Tensor | None,
+    logits: Tensor,
+    mode: Normalize,
+    whole: Tensor | None = None,
 ) -> Tensor | None:
-    """What the sum of the loss is divided by, 0-dimensional fp64; None where only the logits tell ("factor")."""
+    """What the sum of the loss is divided by, 0-dimensional fp64; None where only the logits tell ("factor").
+
+    `whole` is the sum of `size_of_mean` over the parts of the batch, or None where this is all of it.
+    """
     if mode is Normalize.FACTOR:
         return None
     if mode is Normalize.VOXELS:
-        if target.valid is not None:
-            return target.valid.sum(dtype=torch.float64)
-        return logits.new_full((), logits[:, 0].numel(), dtype=torch.float64)
+        return target.num_voxels if whole is None else whole
     if mode is Normalize.POSITIVES:
-        if isinstance(target, Labels):
-            positives = (target.values > 0).sum(dtype=torch.float64)  # the ignored are 0
-        else:
-            positives = formula.activation.foreground(target.values).sum(dtype=torch.float64)
-        return positives.clamp_min(1.0)
-    of_voxels = alpha_of_voxels(formula, target, logits)
+        return (_num_positives(target, formula.activation) if whole is None else whole).clamp_min(1.0)
+    if whole is None:
+        return _sum_of_alphas(formula, target, weight, torch.promote_types(logits.dtype, torch.float32))
+    return whole * formula.num_channels if formula.activation is Activation.SIGMOID else whole
+
+
+def size_of_mean(
+    target: Labels | Probabilities,
+    weight: Tensor | None,
+    *,
+    activation: Activation,
+    alpha: Alpha,
+    mode: Normalize,
+    include_background: bool = True,
+) -> Tensor:
+    """What these voxels add to the normaliser of a batch, 0-dimensional fp64, without logits at hand.
+
+    Differs from the normaliser where a sum over parts has to: positives are not raised to 1; and alphas are averaged
+    over sigmoid channels instead of summed, because labels do not say how many there are.
+
+    Raises:
+        ValueError: Alpha does not fit the target.
+    """
+    if mode is Normalize.VOXELS:
+        return target.num_voxels
+    if mode is Normalize.POSITIVES:
+        return _num_positives(target, activation)
+    formula = make_formula(
+        activation,
+        _num_channels(target, activation, alpha),
+        gamma=0.0,
+        alpha=alpha,
+        label_smoothing=0.0,
+        include_background=include_background,
+    )
+    total = _sum_of_alphas(formula, target, weight, torch.float64)
+    return total / formula.num_channels if activation is Activation.SIGMOID else total
+
+
+def _num_channels(target: Labels | Probabilities, activation: Activation, alpha: Alpha) -> int:
+    """Channels of logits that go with target and alpha; with labels, as few as will do."""
+    if isinstance(target, Probabilities):
+        return target.values.shape[1]
+    if alpha is None:
+        is_softmax = activation is Activation.SOFTMAX and target.values.numel() > 0
+        return max(int(target.values.max()) + 1, 2) if is_softmax else 2
+    least = 2 if activation is Activation.SOFTMAX else 1
+    num_channels = least if isinstance(alpha, int | float) else len(alpha)
+    check_range(target.values, activation=activation, num_channels=num_channels)
+    return num_channels
+
+
+def _num_positives(target: Labels | Probabilities, activation: Activation) -> Tensor:
+    if isinstance(target, Labels):
+        return (target.values > 0).sum(dtype=torch.float64)  # the ignored are 0
+    return activation.foreground(target.values).sum(dtype=torch.float64)
+
+
+def _sum_of_alphas(
+    formula: Formula, target: Labels | Probabilities, weight: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    of_voxels = alpha_of_voxels(formula, target, dtype)
     return reduce_voxels(of_voxels, valid=target.valid, weight=weight, reduction="sum").double()
 
 
-def alpha_of_voxels(formula: Formula, target: Labels | Probabilities, logits: Tensor) -> Tensor:
-    """sum_c alpha_c y_c of the target before smoothing, (B, *) in fp32 at least; with sigmoid summed over channels."""
-    like = logits.new_empty((0,), dtype=torch.promote_types(logits.dtype, torch.float32))
+def alpha_of_voxels(formula: Formula, target: Labels | Probabilities, dtype: torch.dtype) -> Tensor:
+    """sum_c alpha_c y_c of the target before smoothing, (B, *); with sigmoid summed over channels."""
+    like = torch.empty((0,), dtype=dtype, device=target.values.device)
     if formula.activation is Activation.SOFTMAX:
         alphas = like.new_tensor([formula.alpha_of(c) for c in range(formula.num_channels)])
         if isinstance(target, Labels):
             return alphas[target.values.long()]
-        return (along_channels(alphas, logits.ndim) * target.values).sum(dim=1)
+        return (along_channels(alphas, target.values.ndim) * target.values).sum(dim=1)
     pairs = like.new_tensor([formula.alphas_of_pair(c) for c in range(formula.num_channels)])
-    rest, one = along_channels(pairs[:, 0], logits.ndim), along_channels(pairs[:, 1], logits.ndim)
     shares = target.foreground(formula.num_channels) if isinstance(target, Labels) else target.values
+    rest, one = along_channels(pairs[:, 0], shares.ndim), along_channels(pairs[:, 1], shares.ndim)
     return (rest + (one - rest) * shares).sum(dim=1)
+
+
+def why_not_normalised(normalize: str) -> str | None:
+    """Why the normaliser of a batch is not a sum over its parts, as a clause; None: it is."""
+    if normalize != Normalize.FACTOR:
+        return None
+    return "normalize=factor divides by what the logits of the whole batch give"
 
 
 class FocalLoss(TrainingLoss):
@@ -302,8 +376,27 @@ class FocalLoss(TrainingLoss):
         self.normalize = Normalize(normalize).value
         self.backend = Backend(backend).value
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss; shapes as in `focal_loss`."""
+    @property
+    def why_not_split(self) -> str | None:
+        """As in `TrainingLoss`: where only the logits tell the divisor."""
+        return why_not_normalised(self.normalize)
+
+    def _sizes(self, target: Labels | Probabilities, weight: Tensor | None) -> list[Tensor]:
+        size = size_of_mean(
+            target,
+            weight,
+            activation=Activation(self.activation),
+            alpha=self.alpha,
+            mode=Normalize(self.normalize),
+            include_background=self.include_background,
+        )
+        return [size]
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, whole: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss; shapes as in `focal_loss`, `whole` as in `TrainingLoss`."""
+        (of_batch,) = self._divisors(whole)
         cap = self.cap if self.epoch >= self.cap_start_epoch else None
         loss, num_capped = focal_loss_and_count(
             logits,
@@ -320,6 +413,7 @@ class FocalLoss(TrainingLoss):
             normalize=self.normalize,
             reduction="mean",
             backend=self.backend,
+            whole=of_batch,
         )
         if self.cap is not None:
             self._add_num_dropped(num_capped)

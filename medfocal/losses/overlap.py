@@ -12,6 +12,7 @@ What holds for all of them, p being the probability and y the reference of one f
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -22,7 +23,15 @@ from medfocal.losses.activation import Activation
 from medfocal.losses.instances import check_connectivity, label_instances
 from medfocal.losses.module import TrainingLoss
 from medfocal.losses.options import check_not_negative, check_positive
-from medfocal.losses.target import Labels, check_logits, check_target, check_weight, without_ignored
+from medfocal.losses.target import (
+    Labels,
+    Probabilities,
+    check_logits,
+    check_target,
+    check_weight,
+    over,
+    without_ignored,
+)
 
 # Below this a power with an exponent < 1 is replaced by a straight line through 0.
 _BEND = 1e-6
@@ -68,7 +77,8 @@ def dice_loss(
         Milletari et al., "V-Net", 3DV 2016; there with squares below. min(p, y) instead of p y is ours.
     """
     check_not_negative("smooth", smooth)
-    return _dice(_read(logits, target, activation, weight, ignore_index, pooled=batch_dice), smooth)
+    maps = _read(logits, target, activation, weight, ignore_index, pooled=batch_dice)
+    return mean_of_present(*_dice(maps, smooth))
 
 
 def tversky_loss(
@@ -178,8 +188,7 @@ def focal_tversky_loss(
     check_tversky(false_positive_weight, false_negative_weight)
     check_not_negative("smooth", smooth)
     maps = _read(logits, target, activation, weight, ignore_index, pooled=batch_dice)
-    losses, present = _tversky(maps, false_positive_weight, false_negative_weight, smooth)
-    return mean_of_present(bent_power(losses, exponent), present)
+    return mean_of_present(*_focal_tversky(maps, false_positive_weight, false_negative_weight, smooth, exponent))
 
 
 def noise_robust_dice_loss(
@@ -228,11 +237,7 @@ def noise_robust_dice_loss(
     _check_noise_exponent(exponent)
     check_not_negative("smooth", smooth)
     maps = _read(logits, target, activation, weight, ignore_index, pooled=batch_dice)
-    errors = maps.total((maps.probability - maps.reference).abs().pow(exponent))
-    squares_of_reference = maps.total(maps.reference.square())
-    squares = maps.total(maps.probability.square()) + squares_of_reference
-    present = ~(squares_of_reference <= 0.0)  # a NaN is no absence
-    return mean_of_present(errors / torch.where(present, squares + smooth, 1.0), present)
+    return mean_of_present(*_noise_robust_dice(maps, exponent, smooth))
 
 
 def blob_dice_loss(
@@ -304,7 +309,7 @@ def blob_dice_loss(
     check_not_negative("smooth", smooth)
     maps = _read(logits, target, activation, weight, ignore_index, pooled=batch_dice)
     of_lesions = mean_of_present(*_blob_dice(maps, _lesion_numbers(maps.own, instances, connectivity), smooth))
-    return global_weight * _dice(maps, smooth) + blob_weight * of_lesions
+    return global_weight * mean_of_present(*_dice(maps, smooth)) + blob_weight * of_lesions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,16 +372,47 @@ def _voxel_share(valid: Tensor | None, weight: Tensor | None, *, like: Tensor) -
     return share.unsqueeze(1)
 
 
-def mean_of_present(losses: Tensor, present: Tensor) -> Tensor:
-    """Mean of the losses that are present, 0 if none is."""
-    return torch.where(present, losses, 0.0).sum() / present.sum().clamp_min(1)
+def mean_of_present(losses: Tensor, present: Tensor, by: Tensor | None = None) -> Tensor:
+    """Mean of the losses that are present, 0 if none is; or their sum over `by`, such as the number in all parts."""
+    total = torch.where(present, losses, 0.0).sum()
+    return total / present.sum().clamp_min(1) if by is None else over(total, by)
 
 
-def _dice(maps: _Foreground, smooth: float) -> Tensor:
+def num_present(
+    target: Labels | Probabilities, weight: Tensor | None, *, activation: Activation, by_half: bool = False
+) -> Tensor:
+    """Number of cases times foreground classes with a voxel in the target, 0-dimensional fp64.
+
+    Args:
+        target: (B, *) or (B, C, *).
+        weight: Of voxels, (B, *); what weighs 0 is not there.
+        activation: Which channels are foreground.
+        by_half: Whether a voxel is of the class from probability 0.5 on, and not from any above 0.
+    """
+    if isinstance(target, Labels):
+        num_classes = int(target.values.max()) if target.values.numel() else 0
+        is_class = target.foreground(num_classes)  # the ignored are 0
+    else:
+        shares = activation.foreground(target.values)
+        is_class = shares >= 0.5 if by_half else ~(shares <= 0.0)  # a NaN is no absence
+    if weight is not None:
+        is_class = is_class & ~(weight <= 0.0).unsqueeze(1)
+    axes = tuple(range(2, is_class.ndim))
+    return (is_class.any(dim=axes) if axes else is_class).sum(dtype=torch.float64)
+
+
+def why_not_pooled(*, batch_dice: bool) -> str | None:
+    """Why a loss of sums over the batch is no sum over its parts, as a clause; None: it is."""
+    if not batch_dice:
+        return None
+    return "batch_dice=true takes one quotient over all patches of a batch (batch_dice=false takes one for each)"
+
+
+def _dice(maps: _Foreground, smooth: float) -> tuple[Tensor, Tensor]:
     overlap = maps.total(torch.minimum(maps.probability, maps.reference))
     size_of_reference = maps.total(maps.reference)
     sizes = maps.total(maps.probability) + size_of_reference
-    return mean_of_present(*dice_of_sums(overlap, sizes, size_of_reference, smooth))
+    return dice_of_sums(overlap, sizes, size_of_reference, smooth)
 
 
 def dice_of_sums(overlap: Tensor, sizes: Tensor, size_of_reference: Tensor, smooth: float) -> tuple[Tensor, Tensor]:
@@ -402,6 +438,21 @@ def _tversky(
         false_negative_weight=false_negative_weight,
         smooth=smooth,
     )
+
+
+def _focal_tversky(
+    maps: _Foreground, false_positive_weight: float, false_negative_weight: float, smooth: float, exponent: float
+) -> tuple[Tensor, Tensor]:
+    losses, present = _tversky(maps, false_positive_weight, false_negative_weight, smooth)
+    return bent_power(losses, exponent), present
+
+
+def _noise_robust_dice(maps: _Foreground, exponent: float, smooth: float) -> tuple[Tensor, Tensor]:
+    errors = maps.total((maps.probability - maps.reference).abs().pow(exponent))
+    squares_of_reference = maps.total(maps.reference.square())
+    squares = maps.total(maps.probability.square()) + squares_of_reference
+    present = ~(squares_of_reference <= 0.0)  # a NaN is no absence
+    return errors / torch.where(present, squares + smooth, 1.0), present
 
 
 def tversky_of_sums(
@@ -526,8 +577,30 @@ class _OverlapLoss(TrainingLoss):
         self.batch_dice = batch_dice
         self.smooth = check_not_negative("smooth", smooth)
 
+    @property
+    def why_not_split(self) -> str | None:
+        """As in `TrainingLoss`: where the patches of a batch are pooled."""
+        return why_not_pooled(batch_dice=self.batch_dice)
+
+    def _sizes(self, target: Labels | Probabilities, weight: Tensor | None) -> list[Tensor]:
+        return [num_present(target, weight, activation=Activation(self.activation))]
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, whole: Tensor | None = None
+    ) -> Tensor:
+        """The loss; shapes as in `dice_loss`, `whole` as in `TrainingLoss`."""
+        (of_batch,) = self._divisors(whole)
+        return mean_of_present(*self._of_classes(self._read(logits, target, weight)), of_batch)
+
+    def _read(self, logits: Tensor, target: Tensor, weight: Tensor | None) -> _Foreground:
+        return _read(logits, target, self.activation, weight, self.ignore_index, pooled=self.batch_dice)
+
+    @abstractmethod
+    def _of_classes(self, maps: _Foreground) -> tuple[Tensor, Tensor]:
+        """Loss of each class and case, and whether it is present: (B, K), or (K,) if pooled."""
+
     def options(self) -> dict[str, Any]:
-        """Keyword arguments for the function of the loss."""
+        """Keyword arguments of the function of the same name."""
         return {
             "activation": self.activation,
             "ignore_index": self.ignore_index,
@@ -563,9 +636,8 @@ class DiceLoss(_OverlapLoss):
     ) -> None:
         super().__init__(activation=activation, ignore_index=ignore_index, batch_dice=batch_dice, smooth=smooth)
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss; shapes as in `dice_loss`."""
-        return dice_loss(logits, target, weight=weight, **self.options())
+    def _of_classes(self, maps: _Foreground) -> tuple[Tensor, Tensor]:
+        return _dice(maps, self.smooth)
 
 
 class TverskyLoss(_OverlapLoss):
@@ -605,9 +677,8 @@ class TverskyLoss(_OverlapLoss):
             **super().options(),
         }
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss; shapes as in `tversky_loss`."""
-        return tversky_loss(logits, target, weight=weight, **self.options())
+    def _of_classes(self, maps: _Foreground) -> tuple[Tensor, Tensor]:
+        return _tversky(maps, self.false_positive_weight, self.false_negative_weight, self.smooth)
 
 
 class FocalTverskyLoss(_OverlapLoss):
@@ -653,9 +724,9 @@ class FocalTverskyLoss(_OverlapLoss):
             **super().options(),
         }
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss; shapes as in `focal_tversky_loss`."""
-        return focal_tversky_loss(logits, target, weight=weight, **self.options())
+    def _of_classes(self, maps: _Foreground) -> tuple[Tensor, Tensor]:
+        weights = self.false_positive_weight, self.false_negative_weight
+        return _focal_tversky(maps, *weights, self.smooth, self.exponent)
 
 
 class NoiseRobustDiceLoss(_OverlapLoss):
@@ -688,9 +759,8 @@ class NoiseRobustDiceLoss(_OverlapLoss):
         """Keyword arguments for `noise_robust_dice_loss`."""
         return {"exponent": self.exponent, **super().options()}
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """The loss; shapes as in `noise_robust_dice_loss`."""
-        return noise_robust_dice_loss(logits, target, weight=weight, **self.options())
+    def _of_classes(self, maps: _Foreground) -> tuple[Tensor, Tensor]:
+        return _noise_robust_dice(maps, self.exponent, self.smooth)
 
 
 class BlobDiceLoss(_OverlapLoss):
@@ -708,6 +778,8 @@ class BlobDiceLoss(_OverlapLoss):
     Raises:
         ValueError: An argument is out of range, or both factors are 0.
     """
+
+    num_means = 2
 
     def __init__(
         self,
@@ -733,8 +805,28 @@ class BlobDiceLoss(_OverlapLoss):
             **super().options(),
         }
 
+    def _sizes(self, target: Labels | Probabilities, weight: Tensor | None) -> list[Tensor]:
+        kind = Activation(self.activation)
+        return [
+            num_present(target, weight, activation=kind),
+            num_present(target, weight, activation=kind, by_half=True),
+        ]
+
     def forward(
-        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, instances: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        instances: Tensor | None = None,
+        *,
+        whole: Tensor | None = None,
     ) -> Tensor:
-        """The loss; shapes as in `blob_dice_loss`."""
-        return blob_dice_loss(logits, target, weight=weight, instances=instances, **self.options())
+        """The loss; shapes as in `blob_dice_loss`, `whole` as in `TrainingLoss` and not with `instances`."""
+        if whole is not None and instances is not None:
+            raise ValueError("whole counts the lesions that the target shows; give whole or instances, not both")
+        of_classes, of_lesions = self._divisors(whole)
+        maps = self._read(logits, target, weight)
+        blobs = _blob_dice(maps, _lesion_numbers(maps.own, instances, self.connectivity), self.smooth)
+        return self.global_weight * mean_of_present(
+            *_dice(maps, self.smooth), of_classes
+        ) + self.blob_weight * mean_of_present(*blobs, of_lesions)

@@ -13,6 +13,7 @@ cross-entropy to p = 0. For rare lesions start from a network that was trained w
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 
 import torch
@@ -39,6 +40,7 @@ from medfocal.losses.target import (
     check_logits,
     check_target,
     check_weight,
+    over,
     reduce_voxels,
     without_ignored,
 )
@@ -425,7 +427,24 @@ def margin_penalty(
     return reduce_voxels(penalty, valid=valid, weight=check_weight(weight, logits), reduction=reduction)
 
 
-class GeneralisedCrossEntropyLoss(TrainingLoss):
+class _RobustLoss(TrainingLoss):
+    """A mean over valid voxels of one of the functions above."""
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, whole: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss; shapes as in `generalised_cross_entropy`, `whole` as in `TrainingLoss`."""
+        (of_batch,) = self._divisors(whole)
+        if of_batch is None:
+            return self._of_voxels(logits, target, weight, "mean")
+        return over(self._of_voxels(logits, target, weight, "sum"), of_batch)
+
+    @abstractmethod
+    def _of_voxels(self, logits: Tensor, target: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
+        """The function with the options of this loss."""
+
+
+class GeneralisedCrossEntropyLoss(_RobustLoss):
     """`generalised_cross_entropy` with its options fixed, as the mean over valid voxels.
 
     Called `loss(logits, target, weight=None)`.
@@ -455,8 +474,7 @@ class GeneralisedCrossEntropyLoss(TrainingLoss):
         self.activation = Activation(activation).value
         self.ignore_index = ignore_index
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss; shapes as in `generalised_cross_entropy`."""
+    def _of_voxels(self, logits: Tensor, target: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
         return generalised_cross_entropy(
             logits,
             target,
@@ -465,6 +483,7 @@ class GeneralisedCrossEntropyLoss(TrainingLoss):
             activation=self.activation,
             weight=weight,
             ignore_index=self.ignore_index,
+            reduction=reduction,
         )
 
     def extra_repr(self) -> str:
@@ -472,7 +491,7 @@ class GeneralisedCrossEntropyLoss(TrainingLoss):
         return _options(self, "q", "truncation", "activation", "ignore_index")
 
 
-class SymmetricCrossEntropyLoss(TrainingLoss):
+class SymmetricCrossEntropyLoss(_RobustLoss):
     """`symmetric_cross_entropy` with its options fixed, as the mean over valid voxels.
 
     Called `loss(logits, target, weight=None)`.
@@ -505,8 +524,7 @@ class SymmetricCrossEntropyLoss(TrainingLoss):
         self.activation = Activation(activation).value
         self.ignore_index = ignore_index
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss; shapes as in `symmetric_cross_entropy`."""
+    def _of_voxels(self, logits: Tensor, target: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
         return symmetric_cross_entropy(
             logits,
             target,
@@ -516,6 +534,7 @@ class SymmetricCrossEntropyLoss(TrainingLoss):
             activation=self.activation,
             weight=weight,
             ignore_index=self.ignore_index,
+            reduction=reduction,
         )
 
     def extra_repr(self) -> str:
@@ -523,7 +542,7 @@ class SymmetricCrossEntropyLoss(TrainingLoss):
         return _options(self, "cross_entropy_weight", "reverse_weight", "log_zero", "activation", "ignore_index")
 
 
-class ActivePassiveLoss(TrainingLoss):
+class ActivePassiveLoss(_RobustLoss):
     """`active_passive` with its options fixed, as the mean over valid voxels.
 
     Called `loss(logits, target, weight=None)`.
@@ -559,8 +578,7 @@ class ActivePassiveLoss(TrainingLoss):
         self.activation = Activation(activation).value
         self.ignore_index = ignore_index
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss; shapes as in `active_passive`."""
+    def _of_voxels(self, logits: Tensor, target: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
         return active_passive(
             logits,
             target,
@@ -571,6 +589,7 @@ class ActivePassiveLoss(TrainingLoss):
             activation=self.activation,
             weight=weight,
             ignore_index=self.ignore_index,
+            reduction=reduction,
         )
 
     def extra_repr(self) -> str:
@@ -578,7 +597,7 @@ class ActivePassiveLoss(TrainingLoss):
         return _options(self, "active_weight", "passive_weight", "gamma", "log_zero", "activation", "ignore_index")
 
 
-class BootstrappedLoss(TrainingLoss):
+class BootstrappedLoss(_RobustLoss):
     """`bootstrapped_cross_entropy` with its options fixed, as the mean over valid voxels.
 
     Called `loss(logits, target, weight=None)`.
@@ -610,8 +629,7 @@ class BootstrappedLoss(TrainingLoss):
         self.activation = Activation(activation).value
         self.ignore_index = ignore_index
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss; shapes as in `bootstrapped_cross_entropy`."""
+    def _of_voxels(self, logits: Tensor, target: Tensor, weight: Tensor | None, reduction: Reduction) -> Tensor:
         return bootstrapped_cross_entropy(
             logits,
             target,
@@ -621,6 +639,7 @@ class BootstrappedLoss(TrainingLoss):
             activation=self.activation,
             weight=weight,
             ignore_index=self.ignore_index,
+            reduction=reduction,
         )
 
     def extra_repr(self) -> str:
@@ -679,8 +698,16 @@ class TrimmedLoss(TrainingLoss):
         super().start_epoch(epoch)
         self.trim_share = min(epoch / self.ramp_epochs, 1.0) if self.ramp_epochs else 1.0
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Mean loss of the kept voxels; shapes as in `focal_loss`."""
+    @property
+    def why_not_split(self) -> str | None:
+        """As in `TrainingLoss`."""
+        return "it leaves out the voxels of highest loss in the whole batch"
+
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, whole: Tensor | None = None
+    ) -> Tensor:
+        """Mean loss of the kept voxels; shapes as in `focal_loss`. `whole` is refused."""
+        self._divisors(whole)
         share = _check_within("trim_share", self.trim_share, 0.0, 1.0)
         kind = Activation(self.activation)
         check_logits(logits, kind)
@@ -770,13 +797,23 @@ class MarginFocalLoss(TrainingLoss):
         self.margin = check_not_negative("margin", margin)
         self.margin_weight = check_not_negative("margin_weight", margin_weight)
 
-    def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Sum of both terms; shapes as in `focal_loss`."""
-        focal: Tensor = self.focal(logits, target, weight)
+    def forward(
+        self, logits: Tensor, target: Tensor, weight: Tensor | None = None, *, whole: Tensor | None = None
+    ) -> Tensor:
+        """Sum of both terms; shapes as in `focal_loss`, `whole` as in `TrainingLoss`."""
+        (of_batch,) = self._divisors(whole)
+        focal: Tensor = self.focal(logits, target, weight, whole=whole)
         checked = check_target(target, logits, activation=Activation(self.activation), ignore_index=self.ignore_index)
         penalty = margin_penalty(
-            logits, margin=self.margin, activation=self.activation, weight=weight, valid=checked.valid
+            logits,
+            margin=self.margin,
+            activation=self.activation,
+            weight=weight,
+            valid=checked.valid,
+            reduction="mean" if of_batch is None else "sum",
         )
+        if of_batch is not None:
+            penalty = over(penalty, of_batch)
         return focal + self.margin_weight * penalty
 
     def extra_repr(self) -> str:

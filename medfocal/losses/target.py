@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 import torch
@@ -29,6 +30,13 @@ class Labels:
     valid: Tensor | None
 
     @property
+    def num_voxels(self) -> Tensor:
+        """Number of voxels that count, 0-dimensional fp64."""
+        if self.valid is not None:
+            return self.valid.sum(dtype=torch.float64)
+        return self.values.new_full((), self.values.numel(), dtype=torch.float64)
+
+    @property
     def index(self) -> Tensor:
         """Labels as an index over the class axis, int64 (B, 1, *)."""
         return self.values.to(torch.int64).unsqueeze(1)
@@ -45,6 +53,11 @@ class Probabilities:
 
     values: Tensor
     valid: None = None
+
+    @property
+    def num_voxels(self) -> Tensor:
+        """Number of voxels, 0-dimensional fp64."""
+        return self.values.new_full((), self.values[:, 0].numel(), dtype=torch.float64)
 
 
 def along_channels(values: Tensor, num_axes: int) -> Tensor:
@@ -86,18 +99,38 @@ def check_target(
                 "use weight, or integer labels"
             )
         return Probabilities(target.to(torch.promote_types(logits.dtype, torch.float32)))
-    values = _without_channel(target, logits, name="target")
-    if values.is_complex():
-        raise ValueError(f"target must hold integers or real numbers, got {target.dtype}")
-    if values.dtype in _SCARCE_DTYPES:
-        values = values.to(torch.uint8 if values.dtype == torch.bool else torch.int64)
-    valid = None
-    # An index outside the label type cannot occur, and comparing it would wrap: -1 would match 255 in uint8.
-    if ignore_index is not None and torch.iinfo(values.dtype).min <= ignore_index <= torch.iinfo(values.dtype).max:
-        valid = values != ignore_index
-        values = values.masked_fill(~valid, 0)
-    _check_range(values, activation=activation, num_channels=logits.shape[1], ignore_index=ignore_index)
-    return Labels(values, valid)
+    labels = _labels(_without_channel(target, logits, name="target"), ignore_index)
+    check_range(labels.values, activation=activation, num_channels=logits.shape[1], ignore_index=ignore_index)
+    return labels
+
+
+def target_to_count(
+    target: Tensor, weight: Tensor | None, *, ignore_index: int | None
+) -> tuple[Labels | Probabilities, Tensor | None]:
+    """Read a target and voxel weights where there are no logits to check them against.
+
+    Returns:
+        Labels (B, *) or (B, 1, *) as given, or probabilities (B, C, *); and the weights in the shape of the labels, or
+        (B, *). Probabilities and weights in fp32 at least.
+
+    Raises:
+        ValueError: The target has no axis for cases, or for the channels of probabilities, or the weights are not as
+        many as the voxels.
+    """
+    if target.ndim < (2 if target.is_floating_point() else 1):
+        raise ValueError(f"target must have an axis for cases, got {target.dtype} of shape {tuple(target.shape)}")
+    read: Labels | Probabilities
+    if target.is_floating_point():
+        read = Probabilities(target.to(torch.promote_types(target.dtype, torch.float32)))
+        shape = (target.shape[0], *target.shape[2:])
+    else:
+        read = _labels(target, ignore_index)
+        shape = tuple(target.shape)
+    if weight is None:
+        return read, None
+    if weight.shape[:1] != shape[:1] or weight.numel() != math.prod(shape):
+        raise ValueError(f"weight must hold one value per voxel, {shape}, got {tuple(weight.shape)} of {weight.dtype}")
+    return read, weight.reshape(shape).to(torch.promote_types(weight.dtype, torch.float32))
 
 
 def check_weight(weight: Tensor | None, logits: Tensor) -> Tensor | None:
@@ -138,7 +171,38 @@ def reduce_voxels(
         return loss.sum()
     if by is None:
         by = loss.new_tensor(loss.numel()) if valid is None else valid.sum()
-    return loss.sum() / torch.where(by > 0, by, 1).to(loss.dtype)
+    return over(loss.sum(), by)
+
+
+def check_range(labels: Tensor, *, activation: Activation, num_channels: int, ignore_index: int | None = None) -> None:
+    """Refuse labels that are no class."""
+    if labels.numel() == 0 or torch.compiler.is_compiling():
+        return  # a compiled function cannot stop to look at values
+    num_classes = activation.num_classes(num_channels)
+    lowest, highest = (int(value) for value in torch.aminmax(labels))
+    if lowest < 0 or highest >= num_classes:
+        raise ValueError(
+            f"label {lowest if lowest < 0 else highest} is not among the {num_classes} classes 0..{num_classes - 1} of "
+            f"{activation} logits with {num_channels} channels, nor ignore_index ({ignore_index})"
+        )
+
+
+def over(total: Tensor, by: Tensor) -> Tensor:
+    """A sum divided by a number, and as it is where that is 0: then nothing was summed."""
+    return total / torch.where(by > 0, by, 1).to(total.dtype)
+
+
+def _labels(values: Tensor, ignore_index: int | None) -> Labels:
+    if values.is_complex():
+        raise ValueError(f"target must hold integers or real numbers, got {values.dtype}")
+    if values.dtype in _SCARCE_DTYPES:
+        values = values.to(torch.uint8 if values.dtype == torch.bool else torch.int64)
+    valid = None
+    # An index outside the label type cannot occur, and comparing it would wrap: -1 would match 255 in uint8.
+    if ignore_index is not None and torch.iinfo(values.dtype).min <= ignore_index <= torch.iinfo(values.dtype).max:
+        valid = values != ignore_index
+        values = values.masked_fill(~valid, 0)
+    return Labels(values, valid)
 
 
 def _without_channel(voxels: Tensor, logits: Tensor, *, name: str) -> Tensor:
@@ -151,15 +215,3 @@ def _without_channel(voxels: Tensor, logits: Tensor, *, name: str) -> Tensor:
             f"got {tuple(voxels.shape)} of {voxels.dtype}"
         )
     return squeezed
-
-
-def _check_range(labels: Tensor, *, activation: Activation, num_channels: int, ignore_index: int | None) -> None:
-    if labels.numel() == 0 or torch.compiler.is_compiling():
-        return  # a compiled function cannot stop to look at values
-    num_classes = activation.num_classes(num_channels)
-    lowest, highest = (int(value) for value in torch.aminmax(labels))
-    if lowest < 0 or highest >= num_classes:
-        raise ValueError(
-            f"label {lowest if lowest < 0 else highest} is not among the {num_classes} classes 0..{num_classes - 1} of "
-            f"{activation} logits with {num_channels} channels, nor ignore_index ({ignore_index})"
-        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +18,7 @@ from medfocal.data.sampling import LesionBalancedSampler, PatchLocation, cut_bod
 from medfocal.data.stored import TrainingCase
 from medfocal.data.transplant import LesionTransplants
 from medfocal.errors import DatasetError
+from medfocal.train.ranks import ALONE, Ranks
 
 #: Apart from the other draws, which are seeded by seed, epoch and index.
 READER_STREAM = 11
@@ -55,11 +56,29 @@ class Batch:
         image: The patches.
         target: Classes int64 `(B, I, J, K)`, or shares of the channels float32 `(B, N, I, J, K)`.
         weight: Of the voxels, float32 `(B, I, J, K)`, or None.
+        cases: Name of the case that each patch is of.
     """
 
     image: torch.Tensor
     target: torch.Tensor
     weight: torch.Tensor | None = None
+    cases: tuple[str, ...] = ()
+
+    def parts(self, count: int) -> list[Batch]:
+        """The batch in so many equal parts."""
+        if count == 1:
+            return [self]
+        size = len(self.image) // count
+        starts = range(0, len(self.image), size)
+        return [
+            Batch(
+                self.image[start : start + size],
+                self.target[start : start + size],
+                None if self.weight is None else self.weight[start : start + size],
+                self.cases[start : start + size],
+            )
+            for start in starts
+        ]
 
 
 @dataclass(frozen=True)
@@ -70,11 +89,13 @@ class CutBatch:
         planes: `image`, `label` or `shares`, and where given `weight`, each `(B, N, *input_size)`.
         seeds: Of the random changes of each patch.
         spacing_mm: Of each patch.
+        cases: Name of the case of each patch.
     """
 
     planes: dict[str, torch.Tensor]
     seeds: list[int]
     spacing_mm: list[tuple[float, ...]]
+    cases: tuple[str, ...]
 
 
 class BatchSource:
@@ -85,7 +106,8 @@ class BatchSource:
         sampler: Says where to cut.
         transplants: Sets lesions into what was cut; made for the same `membership` and `weighted`.
         augment: Random changes of a batch, or None.
-        batch_size: Patches a batch.
+        batch_size: Patches a batch, of all processes together.
+        ranks: The processes; each makes its share of a batch.
         seed: Of the random changes, and of the reader of each case and epoch.
         membership: Of each class in what the network tells apart, where shares are taught; None: classes are.
         weighted: Whether voxels have weights; cases without any then weigh 1.
@@ -106,12 +128,14 @@ class BatchSource:
         weighted: bool = False,
         with_background: bool = True,
         device: torch.device | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self._cases = list(cases)
         self._sampler = sampler
         self._transplants = transplants
         self._augment = augment
         self._batch_size = batch_size
+        self._ranks = ranks
         self._seed = seed
         self._membership = membership
         self._weighted = weighted
@@ -125,17 +149,17 @@ class BatchSource:
         """The batch of a step of an epoch, both from 0."""
         return self.finish(self.cut(epoch, step))
 
-    def epoch(self, epoch: int, num_steps: int) -> Iterator[Batch]:
-        """The batches of an epoch in order; the next are made while the caller uses one."""
+    def epoch(self, epoch: int, num_steps: int, first_step: int = 0) -> Generator[Batch]:
+        """The batches of an epoch in order, from a step on; the next are made while the caller uses one."""
         # On the CPU changes take as long as steps are short; on a GPU they are queued behind the step before.
         make = self.batch if self._device.type == "cpu" else self.cut
         with ThreadPoolExecutor(max_workers=1) as worker:
             coming: collections.deque[Future[Any]] = collections.deque()
             try:
-                for step in range(num_steps + AHEAD):
+                for step in range(first_step, num_steps + AHEAD):
                     if step < num_steps:
                         coming.append(worker.submit(make, epoch, step))
-                    if step >= AHEAD:
+                    if step >= first_step + AHEAD:
                         ready = coming.popleft().result()
                         yield ready if isinstance(ready, Batch) else self.finish(ready)
             finally:
@@ -143,10 +167,11 @@ class BatchSource:
 
     def cut(self, epoch: int, step: int) -> CutBatch:
         """The patches of a step before random changes."""
-        first = step * self._batch_size
-        indices = range(first, first + self._batch_size)
+        own_size = self._batch_size // self._ranks.count
+        first = step * self._batch_size + self._ranks.rank * own_size
+        indices = range(first, first + own_size)
         places = [self._sampler.draw(epoch, index) for index in indices]
-        arrays = self._empty(self._batch_size, self._input_size)
+        arrays = self._empty(own_size, self._input_size)
         for number, (place, index) in enumerate(zip(places, indices, strict=True)):
             self._cut(place, epoch, index, {key: values[number] for key, values in arrays.items()})
         planes = {key: torch.from_numpy(values) for key, values in arrays.items()}
@@ -154,7 +179,8 @@ class BatchSource:
             planes = {key: values.pin_memory() for key, values in planes.items()}
         words = [np.random.SeedSequence([self._seed, epoch, index]).generate_state(1) for index in indices]
         spacings = [self._cases[place.case].spacing_mm for place in places]
-        return CutBatch(planes, [int(word[0]) for word in words], spacings)
+        names = tuple(self._cases[place.case].case.name for place in places)
+        return CutBatch(planes, [int(word[0]) for word in words], spacings, names)
 
     def finish(self, cut: CutBatch) -> Batch:
         """Bring what was cut to the device, change it at random, and give it the form that the loss takes."""
@@ -170,13 +196,13 @@ class BatchSource:
                 planes["weight"] = planes["weight"].clamp(min=0)
         weight = planes["weight"][:, 0].contiguous() if "weight" in planes else None
         if "label" in planes:
-            return Batch(planes["image"].contiguous(), planes["label"][:, 0].long(), weight)
+            return Batch(planes["image"].contiguous(), planes["label"][:, 0].long(), weight, cut.cases)
         shares = planes["shares"]
         if self._with_background:
             # Above 1 where a transplant stands in the soft margin of another class, and by rounding.
             total = shares.sum(dim=1, keepdim=True)
             shares = torch.cat([1 - total, shares / total.clamp(min=1)], dim=1)
-        return Batch(planes["image"].contiguous(), shares.clamp(0, 1).contiguous(), weight)
+        return Batch(planes["image"].contiguous(), shares.clamp(0, 1).contiguous(), weight, cut.cases)
 
     def foreground_shares(self, num_outputs: int, num_patches: int = 256) -> list[float]:
         """Share of each lesion class, or region, among the voxels of the first patches: what the loss will see.

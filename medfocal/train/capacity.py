@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 
 from medfocal.data.plan.fingerprint import Fingerprint
+from medfocal.data.plan.levels import Levels, training_memory_gb
 from medfocal.data.plan.proposal import Plan
-from medfocal.infer.window import uses_bfloat16
+from medfocal.infer.window import reduced_type
 from medfocal.losses import FocalLoss
 from medfocal.networks import UNet3d
 
@@ -58,6 +60,81 @@ def _read(path: Path) -> str:
         return ""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on a GPU or on the CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def what_would_fit(
+    network: Any,
+    *,
+    patch_size: Sequence[int],
+    num_patches: int,
+    parts: int,
+    bytes_per_value: int,
+    device: torch.device,
+) -> str:
+    """A sentence about how to train in the memory there is, after a step did not fit.
+
+    Args:
+        network: With `arguments`.
+        patch_size: Voxels.
+        num_patches: Of this process in a step.
+        parts: In which it computed them.
+        bytes_per_value: Of an activation.
+        device: Where.
+    """
+    at_once = num_patches // parts
+    what = f"{at_once} patches of {'x'.join(map(str, patch_size))} voxels at once do not fit."
+    arguments = network.arguments
+    usable = _usable_gb(device)
+    levels = Levels(
+        tuple(arguments["channels"]), *(tuple(map(tuple, arguments[k])) for k in ("kernel_sizes", "strides"))
+    )
+
+    def fits(size: Sequence[int], count: int) -> bool:
+        needed = training_memory_gb(
+            levels,
+            size,
+            count,
+            in_channels=arguments["in_channels"],
+            out_channels=arguments["out_channels"],
+            bytes_per_value=bytes_per_value,
+        )
+        return needed <= usable
+
+    for count in range(at_once - 1, 0, -1):
+        if num_patches % count == 0 and fits(patch_size, count):
+            return f"{what} Try trainer.accumulate={num_patches // count}, which computes {count} at a time."
+    size = list(patch_size)
+    while not fits(size, 1):
+        reducible = [axis for axis in range(3) if size[axis] > 2 * levels.divisor[axis]]
+        if not reducible:
+            return f"{what} About {usable:.1f} GB are free, too few for this network: choose a smaller one."
+        largest = max(reducible, key=lambda axis: size[axis])
+        size[largest] -= levels.divisor[largest]
+    if at_once == 1 and size == list(patch_size):  # the estimate is too low; it is known not to fit
+        return f"{what} Try smaller patches, or trainer.checkpoint_activations=true."
+    patches = "" if at_once == 1 else f" trainer.accumulate={num_patches}"
+    return f"{what} Try sampling.patch_size={size}{patches}, or trainer.checkpoint_activations=true."
+
+
+def _usable_gb(device: torch.device) -> float:
+    """Memory of a training that may take all that this process has and what is free."""
+    if device.type == "cuda":
+        return 0.9 * (free_memory_gb(device) + torch.cuda.memory_reserved(device) / 1e9)
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    limits = [] if limit == resource.RLIM_INFINITY else [limit / 1e9 - _address_space_gb()]
+    return 0.9 * max(0.0, min([free_memory_gb(device), *limits]))
+
+
+def _address_space_gb() -> float:
+    pages = _read(Path("/proc/self/statm")).split()
+    return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") / 1e9 if pages else 0.0
+
+
 def time_step(
     build_network: Callable[..., torch.nn.Module],
     loss: Any,
@@ -89,13 +166,13 @@ def time_step(
     optimizer = build_optimizer(network.parameters())
     image = torch.randn(batch_size, in_channels, *patch_size, device=device)
     target = _random_target(loss.activation, image, out_channels)
-    bfloat16 = uses_bfloat16(precision, device)
+    reduced = reduced_type(precision, device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     times = []
     for _ in range(1 + num_steps):
         started = _now(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(device.type, dtype=reduced, enabled=reduced is not None):
             logits = network(image)
         forward = _now(device) - started
         optimizer.zero_grad(set_to_none=True)

@@ -1,40 +1,65 @@
-"""Checkpoints: all that a run needs to go on as if it had not been stopped between two epochs.
+"""Checkpoints: all that a run needs to go on as if it had not been stopped.
 
-They hold tensors and plain values, are read with `weights_only=True`, and take their name only once complete.
+They hold tensors and plain values, are read with `weights_only=True`, and take their name only once complete. The one
+before is kept under another name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import pickle
+import random
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from medfocal.errors import ModelError
 from medfocal.files import atomic_write
 
-FORMAT_VERSION = 2  # with visits and shares of missed lesions
+FORMAT_VERSION = 3  # within an epoch, with every random generator
 
 _DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, ValueError, KeyError, OSError)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically, with the state of torch's random generators.
+    """Write a checkpoint atomically.
 
     Raises:
         ResourceError: The file cannot be written.
     """
     content = io.BytesIO()
-    torch.save({"format_version": FORMAT_VERSION, **state, "random": _random_state()}, content)
+    torch.save({"format_version": FORMAT_VERSION, **state}, content)
     with atomic_write(path, "wb") as file:
         file.write(content.getbuffer())
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU and set torch's random generators to what it says.
+def keep_previous(path: Path, previous: Path) -> None:
+    """Give a checkpoint that is about to be replaced a second name, which the one before had.
+
+    At no moment is there none: the old name goes on until the new file takes it.
+    """
+    if not path.exists():
+        return
+    temporary = previous.with_name(f".{previous.name}.part")
+    with contextlib.suppress(OSError):  # a file system without hard links keeps only the last
+        temporary.unlink(missing_ok=True)
+        os.link(path, temporary)
+        temporary.replace(previous)
+        temporary.unlink(missing_ok=True)  # renaming does nothing where both are one file already
+
+
+def load_checkpoint(path: Path, *, advice: str = "Take another run.id.") -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Args:
+        path: The file.
+        advice: What a user may do if it cannot be read.
 
     Raises:
         ModelError: The file is damaged, holds anything but tensors and plain values, or is of another version.
@@ -44,27 +69,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         _check_sums(content)
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _DAMAGE as error:
-        raise _refusal(path, error) from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        message = f"the checkpoint '{path}' is damaged or not one of medfocal's: {reason}. {advice}"
+        raise ModelError(message) from error
     if not isinstance(state, dict) or state.get("format_version") != FORMAT_VERSION:
         found = state.get("format_version") if isinstance(state, dict) else type(state).__name__
-        message = f"the checkpoint '{path}' has format version {found}; this program reads {FORMAT_VERSION}"
+        message = f"the checkpoint '{path}' has format version {found}; this program reads {FORMAT_VERSION}. {advice}"
         raise ModelError(message)
-    try:
-        torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.is_available() and state["random"]["cuda"]:
-            torch.cuda.set_rng_state_all(state["random"]["cuda"])
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise _refusal(path, error) from error
     return state
-
-
-def _refusal(path: Path, error: Exception) -> ModelError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-    message = (
-        f"the checkpoint '{path}' is damaged or not one of medfocal's: {reason}. "
-        "Remove it to start this run anew, or take another run.id."
-    )
-    return ModelError(message)
 
 
 def _check_sums(content: bytes) -> None:
@@ -76,6 +88,40 @@ def _check_sums(content: bytes) -> None:
         raise ValueError(message)
 
 
-def _random_state() -> dict[str, Any]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+def random_state(device: torch.device) -> dict[str, Any]:
+    """State of the random generators of Python, numpy, and torch on the CPU and on this process's GPU."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002  what others draw from
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def set_random_state(states: Sequence[dict[str, Any]], rank: int, device: torch.device) -> None:
+    """Set the random generators to what they were in this process.
+
+    Args:
+        states: Of all processes that trained together.
+        rank: This one. Where there were others than now, each goes on from the first one's, moved on by its rank.
+        device: Where this process trains.
+
+    Raises:
+        ModelError: The states make no sense.
+    """
+    try:
+        state = states[rank if rank < len(states) else 0]
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        name, keys, position, has_gauss, cached = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+        torch.set_rng_state(state["torch"])
+        if device.type == "cuda" and state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], device)
+    except (KeyError, IndexError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+        message = f"the checkpoint's states of random generators make no sense: {error}. Take another run.id."
+        raise ModelError(message) from error
+    if rank >= len(states):
+        torch.manual_seed(int(torch.randint(2**62, ())) + rank)

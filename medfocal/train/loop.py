@@ -1,19 +1,22 @@
-"""The training loop. It reads from top to bottom: prepare, draw, forward, loss, backward, step, validate, save."""
+"""The training loop. It reads from top to bottom: prepare, go on, draw, step, save, validate, keep the best."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from medfocal.data.manifest import LabelScheme
@@ -21,28 +24,63 @@ from medfocal.data.sampling import LesionBalancedSampler
 from medfocal.data.stored import EvaluationCase
 from medfocal.data.targets import TaughtCases
 from medfocal.data.transplant import LesionTransplants
-from medfocal.errors import ConfigError
-from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases
-from medfocal.evaluate.froc import read_froc
+from medfocal.errors import ConfigError, ModelError
+from medfocal.evaluate import CaseTable, Evaluation, Protocol, evaluate_case, evaluate_cases
+from medfocal.evaluate.froc import froc
+from medfocal.evaluate.judge import judge
+from medfocal.evaluate.pool import pool
 from medfocal.files import write_csv
 from medfocal.infer.predict import predict_case
-from medfocal.infer.window import uses_bfloat16
+from medfocal.infer.window import reduced_type
 from medfocal.losses import init_prior_bias_, smoothed_shares
 from medfocal.model import Model, ModelCard, OperatingPoint
 from medfocal.progress import track
+from medfocal.train.anomalies import Anomalies
+from medfocal.train.average import RunningMean
 from medfocal.train.batches import Augmentation, BatchSource
-from medfocal.train.checkpoint import load_checkpoint, save_checkpoint
-from medfocal.train.settings import SamplingSettings, TrainerSettings
+from medfocal.train.checkpoint import (
+    keep_previous,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+from medfocal.train.curriculum import Curriculum
+from medfocal.train.ranks import ALONE, Ranks
+from medfocal.train.records import conf_digest
+from medfocal.train.settings import SamplingSettings, Sharding, TrainerSettings
+from medfocal.train.signals import stop_requests
+from medfocal.train.speed import Speed
+from medfocal.train.step import TrainingStep
 from medfocal.train.visits import VISITS, missed_lesions, tell_visits, write_visits
 
 LOG = logging.getLogger("medfocal.train")
 
-#: Columns of metrics.csv. The last five are empty for epochs without validation. dropped_share is the share of voxels
-#: that the loss took for mislabelled (cap, trimming), empty for a loss that does not judge labels.
+#: Columns of metrics.csv. The last seven are empty for epochs without validation. dropped_share is the share of voxels
+#: that the loss took for mislabelled (cap, trimming), empty for a loss that does not judge labels; num_skipped counts
+#: steps without finite gradients; wait_share is the share of the steps' time that they waited for patches.
 METRICS = (
-    "epoch", "step", "loss", "dropped_share", "learning_rate", "seconds",
-    "lesion_sensitivity", "cpm", "threshold", "voxel_dice", "num_lesions",
+    "epoch", "step", "loss", "dropped_share", "num_skipped", "learning_rate", "seconds", "wait_share",
+    "patches_per_second", "lesion_sensitivity", "lesion_sensitivity_low", "lesion_sensitivity_high", "cpm", "threshold",
+    "voxel_dice", "num_lesions",
 )  # fmt: skip
+#: Where they are kept in a run folder: the last, the one before it, and the epoch that is kept.
+LAST, PREVIOUS, BEST = (Path("checkpoints") / f"{name}.pt" for name in ("last", "previous", "best"))
+#: Resamples of patients behind the interval of a validation.
+VALIDATION_RESAMPLES = 500
+
+
+class Tracking(TypingProtocol):
+    """What shows a run elsewhere: a class of `medfocal.train.tracking`."""
+
+    def start(self, folder: Path, *, name: str, configuration: Mapping[str, Any], first_epoch: int) -> None:
+        """Begin, or go on after `first_epoch` epochs."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Show an epoch, a row of metrics.csv."""
+
+    def finish(self, status: str) -> None:
+        """End with "FINISHED", "FAILED" or "KILLED"."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +90,63 @@ class Trained:
     Attributes:
         network: In evaluation mode.
         epoch: That epoch, from 1.
+        num_epochs: How many there were.
         operating_points: From the validation split; one by default where there is none.
     """
 
     network: nn.Module
     epoch: int
+    num_epochs: int
     operating_points: tuple[OperatingPoint, ...]
 
 
-def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
+@dataclass
+class Position:
+    """How far a training has come; with weights, optimizer and random generators it is what a checkpoint holds.
+
+    Attributes:
+        epoch: From 0.
+        step: Steps that this epoch has taken.
+        rows: Of metrics.csv, for the epochs that are done.
+        best: Lesion sensitivity and CPM of the best validation.
+        num_worse: Validations since then.
+        visits: How often each lesion was centred and shown in the epochs that are done, `(2, lesions)`.
+        loss_sum: Of the epoch's steps with finite loss.
+        num_dropped: Voxels that its losses took for mislabelled, None where they do not judge.
+        num_voxels: Voxels that they judged.
+        seconds: That its steps took.
+        waited: Seconds of these that they waited for patches.
+    """
+
+    visits: NDArray[np.int64]
+    epoch: int = 0
+    step: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    best: tuple[float, float] = (-math.inf, -math.inf)
+    num_worse: int = 0
+    loss_sum: float = 0.0
+    num_dropped: int | None = None
+    num_voxels: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def start_epoch(self) -> None:
+        """Go to the next one, of which nothing is known yet."""
+        self.epoch, self.step = self.epoch + 1, 0
+        self.loss_sum, self.num_dropped, self.num_voxels, self.seconds, self.waited = 0.0, None, 0, 0.0, 0.0
+
+    def to_state(self) -> dict[str, Any]:
+        """In plain values."""
+        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "visits": self.visits.tolist()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Position:
+        """Back from plain values."""
+        visits = np.array(state["visits"], np.int64).reshape(2, -1)
+        return cls(**{**state, "visits": visits, "best": tuple(state["best"])})
+
+
+def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
     folder: Path,
     *,
     training: TaughtCases,
@@ -68,7 +154,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     scheme: LabelScheme,
     card: ModelCard,
     network: nn.Module,
-    loss: Any,
+    build_loss: Callable[..., Any],
     build_optimizer: Callable[..., torch.optim.Optimizer],
     schedule: Callable[[float], float],
     augmentation: Augmentation,
@@ -77,10 +163,16 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     protocol: Protocol,
     seed: int,
     device: torch.device,
+    fresh_heads: Sequence[nn.Conv3d],
+    resume: str = "last",
+    configuration: Mapping[str, Any],
+    tracking: Tracking,
+    ranks: Ranks = ALONE,
 ) -> Trained:
     """Train a network and keep the epoch that finds most lesions on the validation split.
 
-    After each epoch `metrics.csv` and `checkpoints/last.pt` are written, `checkpoints/best.pt` when the epoch is the
+    After each epoch, before each validation, every `settings.checkpoint_minutes` and when a signal asks to stop,
+    `checkpoints/last.pt` is written; after each epoch `metrics.csv`, and `checkpoints/best.pt` when the epoch is the
     best so far. Where `last.pt` exists training goes on from it, to the same weights as without the interruption.
 
     Args:
@@ -89,8 +181,8 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         validation: Cases to choose the epoch and the operating point on; none keeps the last epoch.
         scheme: What label values mean.
         card: Describes the model; its operating points are replaced.
-        network: With a `head`, on the CPU.
-        loss: A `medfocal.losses.TrainingLoss`.
+        network: With `all_heads`, on the CPU.
+        build_loss: Makes a `medfocal.losses.TrainingLoss`, with what the curriculum changes of it.
         build_optimizer: Takes the parameters.
         schedule: Factor on the learning rate from the share of training done.
         augmentation: Random changes of batches.
@@ -99,21 +191,30 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         protocol: Rules of the validation.
         seed: Of patches and random changes. The caller has seeded the weights.
         device: Where to compute.
+        fresh_heads: Last layers with random weights, whose bias `settings.prior_bias` sets.
+        resume: "last" or "previous", the checkpoint to go on from where there is one.
+        configuration: Resolved; a checkpoint of another one is refused.
+        tracking: Takes each row of metrics.csv.
+        ranks: The processes that train together.
 
     Returns:
         The kept network.
 
     Raises:
-        ConfigError: The augmentation does not suit the cases, or the loss is no longer finite.
+        ConfigError: The augmentation does not suit the cases, the loss is no longer finite, or patches cannot be
+            shared out.
         DatasetError: No training case has a lesion, or none can be transplanted.
         ModelError: A checkpoint is damaged.
+        ResourceError: Memory or disk is full.
+        SystemExit: With 143, when a signal asked to stop and the checkpoint is written.
     """
     if sampling.hardness > 0 and not validation:
         message = (
             f"sampling.hardness={sampling.hardness:g} follows the lesions missed in the validation, and no case is for "
-            "validation. Set it to 0, or data.num_folds and data.fold."
+            "validation. Set it to 0, or data.num_folds and fold."
         )
         raise ConfigError(message)
+    _refuse_unequal_parts(settings, ranks)
     cases, patch_size = training.cases, sampling.patch_size
     augmentation.check(patch_size, {case.case.name: case.spacing_mm for case in cases})
     sampler = LesionBalancedSampler(
@@ -133,6 +234,8 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         membership=membership,
         weighted=weighted,
     )
+    curriculum = Curriculum(settings.curriculum)
+    loss = build_loss(**curriculum.at(0.0))
     batches = BatchSource(
         cases,
         sampler,
@@ -144,6 +247,7 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
         membership=membership,
         weighted=weighted,
         device=device,
+        ranks=ranks,
     )
     shares = batches.foreground_shares(len(card.labels) - 1)
     LOG.info(
@@ -152,104 +256,203 @@ def train(  # noqa: C901, PLR0915  one loop, read from top to bottom
     )  # fmt: skip
     if settings.prior_bias:
         smoothed = smoothed_shares(shares, label_smoothing=loss.label_smoothing, activation=loss.activation)
-        head = network.get_submodule("head")
-        init_prior_bias_(head, smoothed, gamma=loss.gamma, alpha=loss.alpha, activation=loss.activation)
+        for head in fresh_heads:
+            init_prior_bias_(head, smoothed, gamma=loss.gamma, alpha=loss.alpha, activation=loss.activation)
     network.to(device)
-    optimizer = build_optimizer(network.parameters())
+    mean = None if settings.ema_decay is None else RunningMean(network, settings.ema_decay)
+    autocast = training_type(network, patch_size, settings.precision, device)
+    stepper = TrainingStep(network, build_optimizer, settings=settings, autocast=autocast, ranks=ranks, device=device)
+    optimizer = stepper.spread.optimizer
     base_rates = [group["lr"] for group in optimizer.param_groups]
-    bfloat16 = trains_in_bfloat16(network, patch_size, settings.precision, device)
     total_steps = settings.max_epochs * settings.steps_per_epoch
+    anomalies = Anomalies(folder / "anomalies", settings.max_skipped_steps)
+    at = Position(visits=np.zeros((2, len(sampler.lesions)), np.int64))
 
-    first_epoch, rows, best = 0, [], (-math.inf, -math.inf)
-    visits = np.zeros((2, len(sampler.lesions)), np.int64)
-    last_file, best_file = folder / "checkpoints" / "last.pt", folder / "checkpoints" / "best.pt"
+    last_file, best_file, digest = folder / LAST, folder / BEST, conf_digest(configuration)
     if last_file.exists():
-        state = load_checkpoint(last_file)
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        first_epoch, rows, best = state["epoch"], state["metrics"], tuple(state["best"])
-        visits = np.array(state["visits"], np.int64).reshape(2, -1)
+        state = read_state(folder, resume, digest)
+        stepper.spread.load_state(state["network"], state["optimizer"])
+        stepper.scaler.load_state_dict(state["scaler"])
+        if mean is not None:
+            mean.load_state_dict(state["mean"])
+        at = Position.from_state(state["position"])
+        anomalies.num_in_a_row, anomalies.num_in_epoch = state["anomalies"]
         sampler.set_miss_rates(state["miss_rates"])
-        write_csv(folder / "metrics.csv", rows, METRICS)  # a kill after the checkpoint left it a row short
-        LOG.info("continuing after epoch %d", first_epoch)
+        set_random_state(state["random"], ranks.rank, device)
+        LOG.info("continuing after %d epochs and %d steps", at.epoch, at.step)
 
-    for epoch in range(first_epoch, settings.max_epochs):
-        started, loss_sum = time.monotonic(), torch.zeros((), device=device)
+    if ranks.is_first:
+        write_csv(folder / "metrics.csv", at.rows, METRICS)  # a kill after the checkpoint left it a row short
+        tracking.start(folder, name=card.name, configuration=configuration, first_epoch=at.epoch)
+
+    def save() -> None:
+        states, random_states = stepper.spread.state(), ranks.gather(random_state(device))
+        if not ranks.is_first:
+            return
+        keep_previous(last_file, folder / PREVIOUS)
+        state = {
+            "configuration": digest,
+            "position": at.to_state(),
+            "network": states[0],
+            "optimizer": states[1],
+            "scaler": stepper.scaler.state_dict(),
+            "mean": None if mean is None else mean.state_dict(),
+            "anomalies": [anomalies.num_in_a_row, anomalies.num_in_epoch],
+            "miss_rates": sampler.miss_rates,
+            "random": random_states,
+        }
+        save_checkpoint(last_file, state)
+
+    saved = time.monotonic()
+    while at.epoch < settings.max_epochs and not _has_no_patience(at, settings):
+        epoch = at.epoch
         network.train()
+        loss = build_loss(**curriculum.at(epoch / settings.max_epochs))
         loss.start_epoch(epoch)
-        steps = track(batches.epoch(epoch, settings.steps_per_epoch), f"epoch {epoch + 1}", settings.steps_per_epoch)
-        for step, batch in enumerate(steps):
-            factor = schedule((epoch * settings.steps_per_epoch + step) / total_steps)
-            for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
-                group["lr"] = base_rate * factor
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bfloat16):
-                logits = network(batch.image)
-            batch_loss = loss(logits.float(), batch.target, weight=batch.weight)
-            optimizer.zero_grad(set_to_none=True)
-            batch_loss.backward()
-            if settings.gradient_clip_norm is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), settings.gradient_clip_norm)
-            optimizer.step()
-            loss_sum += batch_loss.detach()
+        stepper.num_voxels = 0
+        patches = batches.epoch(epoch, settings.steps_per_epoch, at.step)
+        speed = Speed(at, settings, device)
+        with stop_requests() as stop, contextlib.closing(patches):
+            left = settings.steps_per_epoch - at.step
+            for batch in track(speed.waiting(patches), f"epoch {epoch + 1}", left, status=speed.describe):
+                factor = schedule((epoch * settings.steps_per_epoch + at.step) / total_steps)
+                for group, base_rate in zip(optimizer.param_groups, base_rates, strict=True):
+                    group["lr"] = base_rate * factor
+                is_time = time.monotonic() - saved > 60 * settings.checkpoint_minutes
+                taken = stepper.take(batch, loss, stop=bool(stop), save=is_time)
+                anomalies.judge(taken, batch, epoch=epoch + 1, step=at.step + 1, ranks=ranks)
+                if mean is not None and taken.is_finite:
+                    mean.add(network)
+                speed.step(taken.loss)
+                if taken.stops or taken.saves:
+                    _count_voxels(at, loss, stepper)
+                    save()
+                    saved = time.monotonic()
+                if taken.stops:
+                    LOG.info("stopped by a signal after %d epochs and %d steps; saved", at.epoch, at.step)
+                    ranks.wait()  # a process that ended first would have the others killed
+                    stop.raise_if_any()
+                    raise SystemExit(143)
+            _count_voxels(at, loss, stepper)
 
-        visits += sampler.visits(epoch, settings.steps_per_epoch * settings.batch_size)
-        mean_loss = float(loss_sum) / settings.steps_per_epoch
-        if not math.isfinite(mean_loss):
-            message = (
-                f"the loss of epoch {epoch + 1} is {mean_loss}; lower optimizer.lr or set trainer.precision=float32"
-            )
-            raise ConfigError(message)
-        num_dropped = loss.take_num_dropped()
-        num_voxels = settings.steps_per_epoch * settings.batch_size * math.prod(patch_size)
-        dropped_share = None if num_dropped is None else num_dropped / num_voxels
+            is_last = epoch + 1 == settings.max_epochs
+            is_validated = bool(validation) and ((epoch + 1) % settings.validate_every == 0 or is_last)
+            if is_validated:
+                save()
+        stop.raise_if_any()  # from here on a signal ends the program at once, as the steps are saved
+        at.visits += sampler.visits(epoch, settings.steps_per_epoch * settings.batch_size)
+        num_finite = settings.steps_per_epoch - anomalies.num_in_epoch
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * settings.steps_per_epoch,
-            "loss": mean_loss,
-            "dropped_share": dropped_share,
+            "loss": at.loss_sum / num_finite if num_finite else math.nan,
+            "dropped_share": None if at.num_dropped is None else at.num_dropped / at.num_voxels,
+            "num_skipped": anomalies.num_in_epoch,
             "learning_rate": float(optimizer.param_groups[0]["lr"]),
+            "wait_share": round(at.waited / max(at.seconds, 1e-9), 4),
+            "patches_per_second": round(settings.steps_per_epoch * settings.batch_size / max(at.seconds, 1e-9), 2),
         }
         score: tuple[float, float] | None = None
-        is_last = epoch + 1 == settings.max_epochs
-        if validation and ((epoch + 1) % settings.validate_every == 0 or is_last):
-            network.eval()
-            found = evaluate_network(network, validation, card, protocol, device)
-            figures = validation_figures(found, settings.validation_false_positives)
+        started = time.monotonic()
+        kept = stepper.spread.gather() if mean is None else mean.network
+        if is_validated:
+            figures, missed = validate(kept, validation, card, protocol, settings, device, ranks)
             if figures["num_lesions"]:
                 score = (figures["lesion_sensitivity"], figures["cpm"])
-            sampler.judge(*missed_lesions(found, figures["threshold"]))
+            sampler.judge(*missed)
             row |= figures
-        row["seconds"] = round(time.monotonic() - started, 3)
-        rows.append(row)
+        row["seconds"] = round(at.seconds + time.monotonic() - started, 3)
+        at.rows.append(row)
         LOG.info(describe(row, settings))
 
-        is_best = score is not None and score >= best
-        best = score if score is not None and is_best else best
-        state = {
-            "epoch": epoch + 1,
-            "network": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "metrics": rows,
-            "best": list(best),
-            "visits": visits.tolist(),
-            "miss_rates": sampler.miss_rates,
-        }
-        if is_best or (is_last and best[0] == -math.inf):  # none was scored: the last epoch is kept
-            save_checkpoint(best_file, state)
-        save_checkpoint(last_file, state)
-        write_csv(folder / "metrics.csv", rows, METRICS)
-        write_visits(folder / VISITS, sampler, cases, visits)
+        is_best = score is not None and score >= at.best
+        at.best = score if score is not None and is_best else at.best
+        at.num_worse = 0 if is_best else at.num_worse + is_validated
+        at.start_epoch()
+        anomalies.num_in_epoch = 0
+        if ranks.is_first and (is_best or (is_last and at.best[0] == -math.inf)):  # none was scored: the last is kept
+            save_checkpoint(best_file, {"epoch": epoch + 1, "network": kept.state_dict(), "metrics": at.rows})
+        save()
+        saved = time.monotonic()
+        if ranks.is_first:
+            write_csv(folder / "metrics.csv", at.rows, METRICS)
+            write_visits(folder / VISITS, sampler, cases, at.visits)
+            tracking.row(row)
 
-    tell_visits(sampler, visits)
-    state = load_checkpoint(best_file if best_file.exists() else last_file)
+    if at.epoch < settings.max_epochs:
+        LOG.info("%d validations without a better one: stopped after epoch %d", at.num_worse, at.epoch)
+    ranks.wait()  # for what the first one has written
+    tell_visits(sampler, at.visits)
+    state = load_checkpoint(best_file)
+    network = stepper.spread.whole
     network.load_state_dict(state["network"])
     network.to(device).eval()
+    tell_choice(at.rows, int(state["epoch"]))
     points = choose_operating_points(state["metrics"][-1], settings, protocol)
-    return Trained(network, int(state["epoch"]), points)
+    return Trained(network, int(state["epoch"]), at.epoch, points)
 
 
-def trains_in_bfloat16(network: Any, patch_size: Sequence[int], precision: str, device: torch.device) -> bool:
-    """Whether to train in bfloat16.
+def _refuse_unequal_parts(settings: TrainerSettings, ranks: Ranks) -> None:
+    if settings.batch_size % (ranks.count * settings.accumulate):
+        message = (
+            f"trainer.batch_size={settings.batch_size} cannot be shared out to {ranks.count} processes in "
+            f"{settings.accumulate} equal parts each (trainer.accumulate); take a multiple of "
+            f"{ranks.count * settings.accumulate}"
+        )
+        raise ConfigError(message)
+    if ranks.count > 1 and settings.sharding == Sharding.FSDP and settings.ema_decay is not None:
+        message = "trainer.ema_decay follows whole weights; set it to null, or trainer.sharding=none"
+        raise ConfigError(message)
+
+
+def _has_no_patience(at: Position, settings: TrainerSettings) -> bool:
+    return settings.patience is not None and at.num_worse >= settings.patience
+
+
+def _count_voxels(at: Position, loss: Any, stepper: TrainingStep) -> None:
+    """Take over what the loss has counted of the epoch since it was last asked."""
+    dropped = loss.take_num_dropped()
+    if dropped is not None:
+        at.num_dropped = dropped + (at.num_dropped or 0)
+    at.num_voxels += stepper.num_voxels
+    stepper.num_voxels = 0
+
+
+def read_state(folder: Path, resume: str, digest: str) -> dict[str, Any]:
+    """The checkpoint to go on from.
+
+    Args:
+        folder: Run folder.
+        resume: "last" or "previous".
+        digest: Of the configuration now.
+
+    Raises:
+        ModelError: It is damaged, or there is none; whether the other one is sound is said.
+        ConfigError: It is of another configuration.
+    """
+    paths = {"last": folder / LAST, "previous": folder / PREVIOUS}
+    path = paths.pop(resume)
+    ((other, other_path),) = paths.items()
+    try:
+        state = load_checkpoint(path)
+    except ModelError as error:
+        advice = f"Remove '{folder}' to start the run anew, or take another run.id."
+        with contextlib.suppress(ModelError):
+            found = Position.from_state(load_checkpoint(other_path)["position"])
+            advice = f"'{other_path}' is sound, after {found.epoch} epochs and {found.step} steps: run.resume={other}"
+        message = f"{str(error).removesuffix(' Take another run.id.')} {advice}"
+        raise ModelError(message) from error
+    if state["configuration"] != digest:
+        message = (
+            f"the checkpoint '{path}' is of another configuration than '{folder / 'config.yaml'}': it came from "
+            "another run. Put the run's own back, or take another run.id."
+        )
+        raise ConfigError(message)
+    return state
+
+
+def training_type(network: Any, patch_size: Sequence[int], precision: str, device: torch.device) -> torch.dtype | None:
+    """What convolutions compute in while training, None for float32.
 
     On a CPU torch 2.13 gives wrong weight gradients, often not finite, for 3 x 3 x 3 convolutions in bfloat16 over 2
     voxels along the first axis (seen with oneDNN on AVX-512; `tests/train/test_precision.py` measures it). There
@@ -264,11 +467,12 @@ def trains_in_bfloat16(network: Any, patch_size: Sequence[int], precision: str, 
     Raises:
         ConfigError: bf16 is asked for where it goes wrong.
     """
-    if not uses_bfloat16(precision, device) or device.type != "cpu":
-        return uses_bfloat16(precision, device)
-    reduced = itertools.accumulate((stride[0] for stride in network.arguments["strides"]), operator.mul)
-    if all(patch_size[0] // factor != 2 for factor in reduced):
-        return True
+    reduced = reduced_type(precision, device)
+    if reduced is not torch.bfloat16 or device.type != "cpu":
+        return reduced
+    sizes = itertools.accumulate((stride[0] for stride in network.arguments["strides"]), operator.mul)
+    if all(patch_size[0] // factor != 2 for factor in sizes):
+        return reduced
     what = (
         f"patches of {list(patch_size)} voxels leave 2 along the first axis of a level of the network, for which "
         "bfloat16 gives wrong gradients on a CPU"
@@ -277,7 +481,31 @@ def trains_in_bfloat16(network: Any, patch_size: Sequence[int], precision: str, 
         message = f"{what}. Set trainer.precision=auto, or sampling.patch_size larger or smaller along the first axis."
         raise ConfigError(message)
     LOG.info("%s; training in float32", what)
-    return False
+    return None
+
+
+def validate(
+    network: nn.Module,
+    cases: Sequence[EvaluationCase],
+    card: ModelCard,
+    protocol: Protocol,
+    settings: TrainerSettings,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> tuple[dict[str, Any], tuple[NDArray[np.float64], NDArray[np.bool_]]]:
+    """What metrics.csv keeps of a validation, and the volumes of lesions and which of them were missed.
+
+    The processes share out the cases; each gets the same answer.
+    """
+    tables = ranks.in_order(evaluate_network(network, ranks.own(cases), card, protocol, device))
+    answer = None
+    if ranks.is_first:
+        found = evaluate_cases(tables, replace(protocol, num_resamples=0))
+        figures = validation_figures(found, tables, settings.validation_false_positives, protocol)
+        answer = figures, missed_lesions(found, figures["threshold"])
+    answer = ranks.told_by_first(answer)
+    assert answer is not None, "the first one has said"
+    return answer
 
 
 def evaluate_network(
@@ -286,13 +514,13 @@ def evaluate_network(
     card: ModelCard,
     protocol: Protocol,
     device: torch.device,
-) -> Evaluation:
-    """Evaluate whole cases on their own grids."""
+) -> list[CaseTable]:
+    """Measure whole cases on their own grids."""
     model = Model(network, card, weights_sha256="")
-    results = []
+    tables = []
     for case in track(cases, "validate", len(cases)):
         found = predict_case(model, case.prepared(), device=device)
-        results.append(
+        tables.append(
             evaluate_case(
                 np.asarray(case.reference),
                 found.probability,
@@ -303,20 +531,47 @@ def evaluate_network(
                 ignore=None if case.ignore is None else np.asarray(case.ignore),
             )
         )
-    # The choice of an epoch asks for no interval.
-    return evaluate_cases(results, replace(protocol, num_resamples=0))
+    return tables
 
 
-def validation_figures(evaluation: Evaluation, rate: float) -> dict[str, Any]:
-    """What metrics.csv keeps of a validation: the FROC at `rate` false positives per case."""
-    (point,) = read_froc(evaluation.froc.curve, (rate,), num_lesions=evaluation.num_lesions)
+def validation_figures(
+    evaluation: Evaluation, tables: Sequence[CaseTable], rate: float, protocol: Protocol
+) -> dict[str, Any]:
+    """What metrics.csv keeps of a validation: the FROC at `rate` false positives per case, with its interval."""
+    found = froc(
+        pool([judge(table, protocol) for table in tables]),
+        (rate,),
+        level=protocol.level,
+        num_resamples=min(VALIDATION_RESAMPLES, protocol.num_resamples),
+        seed=protocol.seed,
+        interval=protocol.interval,
+    )
+    (point,) = found.points
     return {
         "lesion_sensitivity": point.lesion_sensitivity,
+        "lesion_sensitivity_low": point.low,
+        "lesion_sensitivity_high": point.high,
         "cpm": evaluation.froc.cpm,
         "threshold": min(point.threshold, 1.0),  # infinite: not even the surest candidate may count
         "voxel_dice": evaluation.voxel_dice.mean,
         "num_lesions": evaluation.num_lesions,
     }
+
+
+def tell_choice(rows: Sequence[Mapping[str, Any]], epoch: int) -> None:
+    """Log the kept epoch, and how many others did as well within its interval: among them the choice is chance."""
+    chosen = next((row for row in rows if row["epoch"] == epoch), {})
+    if not chosen.get("num_lesions"):
+        return
+    low, high = chosen["lesion_sensitivity_low"], chosen["lesion_sensitivity_high"]
+    validated = [row for row in rows if row.get("num_lesions") and row["epoch"] != epoch]
+    alike = sum(low <= row["lesion_sensitivity"] <= high for row in validated)
+    LOG.info(
+        "kept epoch %d: lesion sensitivity %.2f, interval %.2f to %.2f on %d lesions%s",
+        epoch, chosen["lesion_sensitivity"], low, high, chosen["num_lesions"],
+        f"; {alike} of the {len(validated)} other validated epochs lie within it, so the choice among them may be "
+        "chance" if alike else "",
+    )  # fmt: skip
 
 
 def choose_operating_points(

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import contextlib
+import functools
 import logging
 import os
-import platform
 import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,12 @@ import torch
 from medfocal import __version__
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.target import AnnotationSettings, Smoothing
-from medfocal.data.cache import Cache, file_digest
-from medfocal.data.formats.source import read_json
-from medfocal.data.manifest import Case, LabelScheme, Manifest, listed
-from medfocal.data.splits import write_split
+from medfocal.data.cache import Cache
+from medfocal.data.manifest import Case, LabelScheme, Manifest
 from medfocal.data.stored import Precision, TrainingCase
 from medfocal.data.targets import (
     Recipe,
     check_room,
-    find_weights,
     log_annotations,
     prepare_evaluation,
     prepare_training,
@@ -37,22 +32,27 @@ from medfocal.data.targets import (
 from medfocal.data.transforms import Preprocessing, prepare_case
 from medfocal.errors import ConfigError, DatasetError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
-from medfocal.files import atomic_write, make_folder, write_json
+from medfocal.files import make_folder, write_json
 from medfocal.infer.predict import predict_case, write_case
 from medfocal.model import CARD, Model, ModelCard, OperatingPoint, load_model, read_card, save_model
 from medfocal.progress import track
 from medfocal.train.batches import Augmentation
-from medfocal.train.loop import train
+from medfocal.train.loop import LAST, Tracking, train
+from medfocal.train.pretrained import load_initial_weights
+from medfocal.train.ranks import ALONE, Ranks
+from medfocal.train.records import (
+    environment,
+    failures_logged,
+    keep_silent,
+    only_one,
+    refuse_other_data,
+    start_log,
+    write_records,
+)
 from medfocal.train.settings import CacheSettings, SamplingSettings, TrainerSettings
+from medfocal.train.tracking import NoTracking
 
 LOG = logging.getLogger("medfocal.train")
-
-#: Configuration that may differ between the start of a run and its continuation.
-MAY_CHANGE = (
-    *("run.id", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.compress", "cache.workers"),
-    *("trainer.max_epochs", "trainer.num_threads", "device", "debug"),
-)
-
 
 #: Splits that a run evaluates at its end.
 EVALUATED = ("validation", "test")
@@ -81,38 +81,16 @@ def new_run_id(seed: int) -> str:
 
 
 def is_finished(folder: Path, manifest: Manifest, max_epochs: int) -> bool:
-    """Whether a run folder holds a model of at least this many epochs and the report of every split to evaluate."""
+    """Whether a run folder has every report, and a model of this many epochs or of all that its patience allowed."""
     if not (folder / "model" / CARD).is_file():
         return False
     card, _ = read_card(folder / "model")
     reports = [folder / split / "report.html" for split in EVALUATED if _labelled(manifest.split(split))]
-    return card.training["num_epochs"] >= max_epochs and all(report.is_file() for report in reports)
+    is_trained = card.training["num_epochs"] >= max_epochs or card.training.get("stopped_early", False)
+    return is_trained and all(report.is_file() for report in reports)
 
 
-def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> None:
-    """Refuse to continue a run under another configuration; more epochs are welcome.
-
-    Raises:
-        ConfigError: It differs, with both values.
-    """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return
-    from omegaconf import OmegaConf
-
-    before = _flat(OmegaConf.to_container(OmegaConf.load(path)))
-    now = _flat(configuration)
-    changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in MAY_CHANGE]
-    if changed:
-        lines = "\n".join(f"    {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
-        message = (
-            f"the run '{folder}' was started with another configuration:\n{lines}\n"
-            "    Repeat its settings to continue it, or choose another run.id."
-        )
-        raise ConfigError(message)
-
-
-def run_training(
+def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
     folder: Path,
     *,
     configuration: Mapping[str, Any],
@@ -125,8 +103,7 @@ def run_training(
     cache_folder: Path,
     annotations: AnnotationSettings,
     smoothing: Smoothing,
-    loss: Any,
-    smooth_loss: Callable[[list[list[float]]], Any],
+    build_loss: Callable[..., Any],
     build_network: Callable[..., torch.nn.Module],
     build_optimizer: Callable[..., torch.optim.Optimizer],
     schedule: Callable[[float], float],
@@ -134,7 +111,10 @@ def run_training(
     protocol: Protocol,
     seed: int,
     device: torch.device,
-) -> RunResult:
+    tracking: Tracking,
+    resume: str = "last",
+    ranks: Ranks = ALONE,
+) -> RunResult | None:
     """Read the data, train, write the model folder, and evaluate the validation and the test split.
 
     Nothing is written to the run folder before all training and validation cases have been read and found sound.
@@ -151,8 +131,7 @@ def run_training(
         cache_folder: Where; shared by all trainings.
         annotations: Who is believed about the training cases.
         smoothing: Of what was drawn.
-        loss: See `medfocal.train.loop.train`.
-        smooth_loss: Makes the loss with label smoothing by a matrix, for `annotations.estimate_smoothing`.
+        build_loss: Makes a `medfocal.losses.TrainingLoss`, with other arguments than configured where some are given.
         build_network: Takes `in_channels` and `out_channels`.
         build_optimizer: Takes the parameters.
         schedule: Factor on the learning rate from the share of training done.
@@ -160,18 +139,24 @@ def run_training(
         protocol: Rules of validation and test.
         seed: Of weights, patches and random changes.
         device: Where to compute.
+        tracking: Shows the run elsewhere.
+        resume: "last" or "previous", the checkpoint to go on from where there is one.
+        ranks: The processes that train together.
+
+    Returns:
+        What is there; None in all processes but the first.
 
     Raises:
         InputError: A case cannot be read or its files do not belong together.
         DatasetError: There is no training case, none has a lesion, or no lesion can be transplanted.
         ConfigError: The folder was started with another configuration.
-        ResourceError: Prepared cases do not fit into the cache.
+        ResourceError: Prepared cases do not fit into the cache, or another process trains this run.
     """
     if not manifest.split("training"):
         message = f"'{manifest.path}' has no 'training' case"
         raise DatasetError(message)
     _set_up_torch(settings, seed)
-    scheme = manifest.scheme
+    scheme, loss = manifest.scheme, build_loss()
     num_outputs = len(scheme.learnt) - (loss.activation == "sigmoid")
     _refuse_regions(loss, scheme)
     _refuse_unfit_loss(loss, num_outputs, manifest.labels)
@@ -184,78 +169,149 @@ def run_training(
         smoothing=smoothing,
     )
     store = Cache(cache_folder, max_gb=cache.max_gb, compress=cache.compress)
-    _refuse_other_data(folder, manifest, annotations)
-    check_room(manifest.split("training"), manifest.split("validation"), recipe, store)
-    taught = prepare_training(manifest.split("training"), recipe, store, workers=cache.workers)
-    training = taught.cases
-    validation = prepare_evaluation(manifest.split("validation"), recipe, store, workers=cache.workers)
-    _refuse_without_lesions(manifest, training)
-    if taught.smoothing is not None:
-        loss = smooth_loss(taught.smoothing)
-    is_soft = taught.membership(scheme) is not None
-    _refuse_unfit_loss(loss, num_outputs, manifest.labels, soft=is_soft, weighted=taught.is_weighted)
+    with contextlib.ExitStack() as held:
+        if ranks.is_first:
+            if folder.exists():
+                held.enter_context(only_one(folder))
+            refuse_other_data(folder, manifest, annotations)
+            check_room(manifest.split("training"), manifest.split("validation"), recipe, store)
+        else:
+            ranks.wait()  # for the first one, so that the others find all cases prepared
+        taught = prepare_training(manifest.split("training"), recipe, store, workers=cache.workers)
+        training = taught.cases
+        validation = prepare_evaluation(manifest.split("validation"), recipe, store, workers=cache.workers)
+        if ranks.is_first:
+            ranks.wait()
+        _refuse_without_lesions(manifest, training)
+        if taught.smoothing is not None:
+            build_loss = functools.partial(build_loss, label_smoothing=taught.smoothing)
+        is_soft = taught.membership(scheme) is not None
+        _refuse_unfit_loss(build_loss(), num_outputs, manifest.labels, soft=is_soft, weighted=taught.is_weighted)
 
-    make_folder(folder)
-    _start_log(folder / "train.log")
-    _write_records(folder, configuration, manifest, device, annotations)
-    if taught.record["cases"]:
-        write_json(folder / "annotations.json", taught.record)
-        log_annotations(taught.record)
-    card = ModelCard(
-        name=name,
-        network={"name": type(network).__name__, "arguments": network.arguments},
-        channels=manifest.channels,
-        labels=scheme.learnt,
-        activation=loss.activation,
-        overlapping=bool(scheme.regions),
-        preprocessing=preprocessing,
-        window=asdict(settings.window(sampling.patch_size)),
-        candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
-        operating_points=(OperatingPoint(name="default", threshold=protocol.threshold, source="default"),),
-    )
-    trained = train(
-        folder,
-        training=taught,
-        validation=validation,
-        scheme=scheme,
-        card=card,
-        network=network,
-        loss=loss,
-        build_optimizer=build_optimizer,
-        schedule=schedule,
-        augmentation=augmentation,
-        sampling=sampling,
-        settings=settings,
-        protocol=protocol,
-        seed=seed,
-        device=device,
-    )
-    provenance = {
-        "medfocal": __version__,
-        "dataset": manifest.name,
-        "num_training_cases": len(training),
-        "num_validation_cases": len(validation),
-        "epoch": trained.epoch,
-        "num_epochs": settings.max_epochs,
-        "seed": seed,
-    }
-    card = replace(card, operating_points=trained.operating_points, training=provenance)
-    for split in EVALUATED:  # of fewer epochs; the report is what a finished run has last
-        (folder / split / "report.html").unlink(missing_ok=True)
-    save_model(folder / "model", trained.network, card)
-    del training
+        report = None
+        if settings.initial_weights is not None and not (folder / LAST).exists():
+            report = load_initial_weights(network, Path(settings.initial_weights))
+        ranks.wait()  # all have looked into the folder
+        if ranks.is_first:
+            if not folder.exists():
+                held.enter_context(only_one(make_folder(folder)))
+            start_log(folder / "train.log")
+            held.enter_context(failures_logged())
+            now = environment(device, settings, ranks.count)
+            write_records(folder, configuration, manifest, annotations, now)
+            _write_reports(folder, taught.record, report)
+        else:
+            keep_silent()
+            tracking = NoTracking()
+        card = ModelCard(
+            name=name,
+            network={"name": type(network).__name__, "arguments": network.arguments},
+            channels=manifest.channels,
+            labels=scheme.learnt,
+            activation=loss.activation,
+            overlapping=bool(scheme.regions),
+            preprocessing=preprocessing,
+            window=asdict(settings.window(sampling.patch_size)),
+            candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
+            operating_points=(OperatingPoint(name="default", threshold=protocol.threshold, source="default"),),
+        )
+        held.enter_context(_tracked(tracking))
+        trained = train(
+            folder,
+            training=taught,
+            validation=validation,
+            scheme=scheme,
+            card=card,
+            network=network,
+            fresh_heads=fresh_heads(network, report),
+            build_loss=build_loss,
+            build_optimizer=build_optimizer,
+            schedule=schedule,
+            augmentation=augmentation,
+            sampling=sampling,
+            settings=settings,
+            protocol=protocol,
+            seed=seed,
+            device=device,
+            resume=resume,
+            configuration=configuration,
+            tracking=tracking,
+            ranks=ranks,
+        )
+        result = None
+        if ranks.is_first:
+            provenance = {
+                "medfocal": __version__,
+                "dataset": manifest.name,
+                "num_training_cases": len(training),
+                "num_validation_cases": len(validation),
+                "epoch": trained.epoch,
+                "num_epochs": trained.num_epochs,
+                "stopped_early": trained.num_epochs < settings.max_epochs,
+                "initial_weights": None if report is None else report["sha256"],
+                "seed": seed,
+            }
+            card = replace(card, operating_points=trained.operating_points, training=provenance)
+            for split in EVALUATED:  # of fewer epochs; the report is what a finished run has last
+                (folder / split / "report.html").unlink(missing_ok=True)
+            save_model(folder / "model", trained.network, card)
+            del training, taught
+            result = _evaluate_model(folder, manifest, protocol, device, settings, annotations.fusion)
+        ranks.wait()
+        return result
 
-    # What is evaluated is what was written, read back as prediction will read it.
+
+@contextlib.contextmanager
+def _tracked(tracking: Tracking) -> Iterator[None]:
+    """Tell how it ended to what shows the run elsewhere."""
+    try:
+        yield
+    except Exception:
+        tracking.finish("FAILED")
+        raise
+    except BaseException:  # a signal, or the keyboard
+        tracking.finish("KILLED")
+        raise
+    tracking.finish("FINISHED")
+
+
+def fresh_heads(network: Any, report: Mapping[str, Any] | None) -> list[torch.nn.Conv3d]:
+    """Last layers with random weights, whose bias may start at the prior: all, or what other weights did not fill."""
+    if report is None:
+        return list(network.all_heads)
+    names = {module: name for name, module in network.named_modules()}
+    return [head for head in network.all_heads if f"{names[head]}.weight" in report["left_random"]]
+
+
+def _write_reports(folder: Path, record: Mapping[str, Any], initial: Mapping[str, Any] | None) -> None:
+    if record["cases"]:
+        write_json(folder / "annotations.json", record)
+        log_annotations(record)
+    if initial is not None:
+        write_json(folder / "initial_weights.json", initial)
+        LOG.info("%d of %d weights are those of '%s'", initial["matched"], initial["of"], initial["source"])
+
+
+def _evaluate_model(
+    folder: Path,
+    manifest: Manifest,
+    protocol: Protocol,
+    device: torch.device,
+    settings: TrainerSettings,
+    fusion: Fusion,
+) -> RunResult:
+    """Evaluate what was written, read back as prediction will read it, on the validation and the test split."""
     model = load_model(folder / "model", device)
-    point = card.operating_points[0]
+    point = model.card.operating_points[0]
     protocol = replace(protocol, threshold=point.threshold)
+    keeps = {"validation": settings.save_validation_predictions, "test": True}
     evaluations = []
     for split in EVALUATED:
         found, cases = None, _labelled(manifest.split(split))
         _tell_references(manifest, split, cases)
         if cases:
-            keep = folder / "test" / "predictions" if split == "test" else None
-            found = _evaluate_split(model, manifest, cases, protocol, device, keep, settings, annotations.fusion)
+            keep = folder / split / "predictions" if keeps[split] else None
+            found = _evaluate_split(model, manifest, cases, protocol, device, keep, settings, fusion)
             write_evaluation(found, folder / split)
         evaluations.append(found)
     return RunResult(folder, point, *evaluations)
@@ -277,7 +333,7 @@ def _evaluate_split(
         prepared = prepare_case(volumes, model.card.preprocessing)
         found = predict_case(model, prepared, device=device)
         if keep is not None:
-            save = settings.save_test_predictions
+            save = case.split == "validation" or settings.save_test_predictions
             write_case(keep, case.name, prepared.grid, found, protocol.threshold, save_probability=save)
         assert prepared.reference is not None, "only labelled cases come here"
         results.append(
@@ -365,98 +421,6 @@ def _set_up_torch(settings: TrainerSettings, seed: int) -> None:
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(settings.deterministic)
     torch.backends.cudnn.benchmark = not settings.deterministic
-
-
-def _start_log(path: Path) -> None:
-    """Send the log of the whole package to the console and to a file; a second run in one process starts anew."""
-    log = logging.getLogger("medfocal")
-    for handler in list(log.handlers):
-        log.removeHandler(handler)
-        handler.close()
-    to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(to_file)
-    log.addHandler(logging.StreamHandler(sys.stdout))
-    log.setLevel(logging.INFO)
-    log.propagate = False
-
-
-def _refuse_other_data(folder: Path, manifest: Manifest, annotations: AnnotationSettings) -> None:
-    """Refuse to continue a run whose training or validation cases, or their files, are not those it began with."""
-    if not (folder / "checkpoints" / "last.pt").exists():
-        return
-    before = read_json(folder / "split.json", "record of the run's split")
-    for split in ("training", "validation"):
-        now = [{"case": case.name, "patient": case.patient} for case in manifest.split(split)]
-        if before.get(split) != now:
-            names = [{entry["case"] for entry in entries} for entries in (before.get(split, []), now)]
-            other = sorted(names[0] ^ names[1]) or sorted(names[1])
-            message = (
-                f"the run '{folder}' began with other {split} cases: {listed(other)}. Take another run.id, or give it "
-                f"its split: data.split={folder / 'split.json'}"
-            )
-            raise DatasetError(message)
-    known = read_json(folder / "environment.json", "record of the run's inputs").get("inputs", {})
-    cases = [*manifest.split("training"), *manifest.split("validation")]
-    files = [file for case in cases for file in case.files]
-    files += find_weights(manifest.split("training"), annotations).values()
-    changed = [str(file) for file in files if str(file) in known and known[str(file)] != file_digest(file)]
-    if changed:
-        message = (
-            f"{len(changed)} files are not those that the run '{folder}' began with: {listed(changed)}. "
-            "Put them back to continue it, or take another run.id."
-        )
-        raise DatasetError(message)
-
-
-def _write_records(
-    folder: Path,
-    configuration: Mapping[str, Any],
-    manifest: Manifest,
-    device: torch.device,
-    annotations: AnnotationSettings,
-) -> None:
-    from omegaconf import OmegaConf
-
-    with atomic_write(folder / "config.yaml") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
-    write_split(folder / "split.json", manifest)
-    weights = find_weights(manifest.split("training"), annotations)
-    write_json(folder / "environment.json", environment(manifest, device, list(weights.values())))
-
-
-def environment(manifest: Manifest, device: torch.device, weights: Sequence[Path] = ()) -> dict[str, Any]:
-    """Versions, device, git commit and the SHA-256 of every input file, maps of voxel weights among them."""
-    packages = ("torch", "monai", "numpy", "scipy", "nibabel", "connected-components-3d", "hydra-core", "safetensors")
-    files = [manifest.path] if manifest.path.is_file() else []
-    files += [file for case in manifest.cases for file in case.files]
-    files += weights
-    return {
-        "medfocal": __version__,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "num_threads": torch.get_num_threads(),
-        "packages": {package: importlib.metadata.version(package) for package in packages},
-        "inputs": {str(file): file_digest(file) for file in files},
-    }
-
-
-def _git_commit() -> str | None:
-    """Commit of the checkout that this code runs from, None elsewhere."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return found.stdout.strip() if found.returncode == 0 else None
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {k: v for key, item in value.items() for k, v in _flat(item, f"{prefix}{key}.").items()}
-    return {prefix.rstrip("."): value}
+    in_float32 = "tf32" if settings.tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = in_float32
+    torch.backends.cudnn.conv.fp32_precision = in_float32  # type: ignore[attr-defined]  # its stub lags behind

@@ -111,11 +111,26 @@ def test_dropout_acts_in_training_only_and_not_on_the_logits():
         ({"kernel_sizes": [3, 3, [3, 3, 1], 3]}, r"level 2: kernel \[3, 3, 1\] is smaller than stride \[2, 2, 2\]"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"norm": "group"}, r"norm must be 'instance' or 'batch', got 'group'"),
+        ({"deep_supervision": 3}, r"deep_supervision must be in 0..2, .* of 4, got 3"),
+        ({"deep_supervision": -1}, r"deep_supervision must be in 0..2, .* of 4, got -1"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         UNet3d(in_channels=1, out_channels=2, **arguments)
+
+
+def test_same_seed_gives_the_weights_and_logits_of_dynunet():
+    from monai.networks.nets.dynunet import DynUNet
+
+    torch.manual_seed(3)
+    net = UNet3d(in_channels=2, out_channels=3, **ANISOTROPIC).eval()
+    torch.manual_seed(3)
+    strides = ANISOTROPIC["strides"]
+    norm = ("INSTANCE", {"affine": True})
+    other = DynUNet(3, 2, 3, [3, 3, 3], strides, strides[1:], filters=ANISOTROPIC["channels"], norm_name=norm).eval()
+    image = torch.rand(1, 2, 12, 8, 6)
+    assert torch.equal(net(image), other(image))
 
 
 def test_import_of_networks_and_losses_does_not_import_monai():

@@ -31,14 +31,21 @@ def write_plan(path: Path, proposals: Sequence[Proposal], *, head: Sequence[str]
     """
     lines = [line for paragraph in head for line in _comment(paragraph, "")]
     proposed = {proposal.key for proposal in proposals}
-    groups = dict.fromkeys(("data", *(proposal.key.split(".")[0] for proposal in proposals)))
+    for proposal in proposals:
+        if "." not in proposal.key:
+            lines += [*_comment(proposal.reason, ""), f"{proposal.key}: {_yaml(proposal.value)}"]
+    if data.get("fold") is not None and "fold" not in proposed:
+        lines.append(f"fold: {_yaml(data['fold'])}")
+    # data.fold is what the fold of a training is, so that fold=0,1,2 trains all of them by one plan.
+    own = {key: value for key, value in data.items() if key != "fold" and f"data.{key}" not in proposed}
+    groups = dict.fromkeys(("data", *(proposal.key.split(".")[0] for proposal in proposals if "." in proposal.key)))
     for group in groups:
         lines.append(f"{group}:")
         if group == "data":
-            lines += [f"  {key}: {_yaml(value)}" for key, value in data.items() if f"data.{key}" not in proposed]
+            lines += [f"  {key}: {_yaml(value)}" for key, value in own.items()]
         for proposal in proposals:
             first, _, name = proposal.key.partition(".")
-            if first == group:
+            if first == group and name:
                 lines += [*_comment(proposal.reason, "  "), f"  {name}: {_yaml(proposal.value)}"]
     with atomic_write(path) as file:
         file.write("\n".join(lines) + "\n")

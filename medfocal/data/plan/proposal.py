@@ -375,7 +375,7 @@ def _propose_folds(fingerprint: Fingerprint, folds: int) -> list[Proposal]:
     )
     return [
         Proposal("data.num_folds", folds, reason),
-        Proposal("data.fold", 0, f"the one that validates; the last is data.fold={folds - 1}"),
+        Proposal("fold", 0, f"the one that validates; the last is fold={folds - 1}"),
     ]
 
 

@@ -97,7 +97,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, make):
 
 
 def test_what_is_proposed_of_the_data_stands_for_what_was_given(tmp_path):
-    proposals = [*PROPOSALS, Proposal("data.num_folds", 5, "no case validates"), Proposal("data.fold", 0, "the first")]
+    proposals = [*PROPOSALS, Proposal("data.num_folds", 5, "no case validates"), Proposal("fold", 0, "the first")]
     path = tmp_path / "plan.yaml"
     write_plan(path, proposals, head=[], data=DATA | {"num_folds": None, "fold": None, "fold_seed": 3})
     found = read_plan(path)

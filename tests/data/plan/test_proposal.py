@@ -222,7 +222,7 @@ def test_folds_are_by_patients_who_have_lesions(patients, folds):
 def test_folds_are_proposed_where_no_case_is_for_validation():
     cases = [case(n, lesions=[lesion()] * 3) for n in range(8)]
     plan = propose(fingerprint(cases), Means("cpu", 8, 4, Budget.QUICK))
-    assert (plan.value("data.num_folds"), plan.value("data.fold")) == (5, 0)
+    assert (plan.value("data.num_folds"), plan.value("fold")) == (5, 0)
     assert "8 patients have lesions" in plan.proposals[0].reason
     reasons = {proposal.key: proposal.reason for proposal in plan.proposals}
     assert "each of 19 training lesions" in reasons["trainer.max_epochs"], "a fifth of 24 validates"
