@@ -32,6 +32,7 @@ usage: medfocal VERB key=value ...
   evaluate   lesion sensitivity and false positives of anybody's masks
   compare    two models on the same cases: which finds more lesions, and whether that is more than chance
   suspect    labels that are probably wrong, by predictions that did not learn from them
+  summarize  many training runs as one table: mean and spread over seeds and folds, figures
   info       versions and devices; with model=DIR what a model finds; with figure=focal_loss the loss, drawn
 
 medfocal VERB --help shows a verb's settings.  medfocal train -m seed=1,2,3 runs all three.
@@ -159,13 +160,26 @@ def _hand_to_hydra(verb: str, words: Sequence[str], plan: str | None) -> None:
     register()
 
     def task(conf: Any) -> float | None:
-        return FUNCTIONS[verb](_with_no_other_plan(check(conf), plan))
+        register()  # a launcher may have started another process for this
+        return FUNCTIONS[verb](_with_name_of_run(_with_no_other_plan(check(conf), plan)))
 
     # Without this Hydra prints errors itself and exits with 1, whatever happened.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     # Hydra loses overrides that stand behind an option.
     sys.argv = [f"medfocal {verb}", *given, *(word for word in words if word not in given)]
     hydra.main(version_base="1.3", config_path=str(conf_directory()), config_name=verb)(task)()
+
+
+def _with_name_of_run(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with a name for a run of a sweep that stays when its job is started again."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    hydra = HydraConfig.get()
+    if hydra.mode is RunMode.MULTIRUN and "run" in values and values["run"]["id"] is None:
+        values["run"]["id"] = f"{Path(hydra.sweep.dir).name}-{hydra.job.num}-seed{values['seed']}"
+    return values
 
 
 def _first_of_sweep(override: Any) -> str:
@@ -246,12 +260,20 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
 
 
 def _predict(conf: dict[str, Any]) -> None:
-    from medfocal.infer import load_model, predict
+    from medfocal.infer import Ensemble, load_models, predict
     from medfocal.infer.window import choose_device
     from medfocal.progress import say
 
     device = choose_device(conf["device"])
-    model = load_model(Path(conf["model"]), device)
+    folders = [conf["model"]] if isinstance(conf["model"], str) else conf["model"]
+    model = load_models([Path(folder) for folder in folders], device)
+    if isinstance(model, Ensemble) and conf["threshold"] is None:
+        own = ", ".join(f"{member.card.operating_points[0].threshold:.3g}" for member in model.members)
+        say(
+            f"threshold {model.card.operating_points[0].threshold:.3g} is the mean of the models' own ({own}); it was "
+            "not chosen for the ensemble. To choose one, predict cases that no model has learnt from with "
+            "save_probability=true; medfocal evaluate gives the threshold of each rate of false positives."
+        )
     output = Path(conf["output"])
     masks = predict(
         model,
@@ -429,6 +451,15 @@ def _suspect(conf: dict[str, Any]) -> None:
     print_suspects(found, {"page": page, "table": output / "suspect.csv", "weights": output / "weights"})
 
 
+def _summarize(conf: dict[str, Any]) -> None:
+    from medfocal.report.summary import summarize_runs
+
+    given, names = conf["runs"], conf["experiments"]
+    places = [Path(place) for place in (given if isinstance(given, list) else [given])]
+    output = places[0] / "summary" if conf["output"] is None else Path(conf["output"])
+    summarize_runs(places, output, experiments=[names] if isinstance(names, str) else names)
+
+
 def _phantom(conf: dict[str, Any]) -> None:
     from medfocal import config
     from medfocal.data.phantom import write_phantoms
@@ -512,6 +543,7 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "evaluate": _evaluate,
     "compare": _compare,
     "suspect": _suspect,
+    "summarize": _summarize,
     "phantom": _phantom,
     "check": _check,
     "plan": _plan,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import math
 import re
@@ -28,7 +29,7 @@ from medfocal.train.settings import CacheSettings, SamplingSettings, TrainerSett
 if TYPE_CHECKING:
     from medfocal.evaluate import Protocol  # importing it imports numpy, which `--help` does without
 
-VERBS = ("phantom", "check", "plan", "train", "predict", "evaluate", "compare", "suspect", "info")
+VERBS = ("phantom", "check", "plan", "train", "predict", "evaluate", "compare", "suspect", "summarize", "info")
 
 #: Groups with a `_target_`: the module whose public classes are allowed, and classes of other packages.
 TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
@@ -76,6 +77,13 @@ HYDRA_WORDS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_")
 
 #: What Hydra itself may make for a sweep.
 HYDRA_PLUGINS = ("hydra._internal.", "hydra_plugins.", "optuna.samplers.")
+
+#: The extra that installs a plugin of Hydra's.
+EXTRAS: Mapping[str, str] = {
+    "hydra_plugins.hydra_submitit_launcher": "slurm",
+    "hydra_plugins.hydra_ray_launcher": "ray",
+    "hydra_plugins.hydra_optuna_sweeper": "sweep",
+}
 
 
 @dataclass
@@ -132,7 +140,7 @@ class TrainConfig(CommonConfig):
 class PredictConfig(CommonConfig):
     """medfocal predict."""
 
-    model: str = MISSING
+    model: Any = MISSING  # a folder or a list of folders; `_check_models` holds it to that
     input: str = MISSING
     output: str = MISSING
     device: str = MISSING
@@ -196,6 +204,15 @@ class SuspectConfig(CommonConfig):
 
 
 @dataclass
+class SummarizeConfig(CommonConfig):
+    """medfocal summarize."""
+
+    runs: Any = MISSING  # a folder or a list of them; `_check_runs` holds it to that
+    output: str | None = None
+    experiments: Any = None  # a name or a list of them; likewise
+
+
+@dataclass
 class PhantomConfig(CommonConfig):
     """medfocal phantom: arguments of `medfocal.data.phantom.write_phantoms`."""
 
@@ -249,6 +266,7 @@ SCHEMAS: Mapping[str, type] = {
     "evaluate": EvaluateConfig,
     "compare": CompareConfig,
     "suspect": SuspectConfig,
+    "summarize": SummarizeConfig,
     "phantom": PhantomConfig,
     "check": CheckConfig,
     "plan": PlanConfig,
@@ -372,7 +390,9 @@ def check(conf: DictConfig) -> dict[str, Any]:
         "readers": _check_readers,
         "instances": _check_reading,
         "primary_rate": _check_primary_rate,
+        "save_probability": _check_models,
         "protocol": _check_protocol,
+        "runs": _check_runs,
         "figure": _check_figure,
         "budget": _check_budget,
         "data": _check_data,
@@ -439,7 +459,7 @@ def check_hydra(conf: DictConfig) -> None:
         conf: Composed `with_hydra`.
 
     Raises:
-        ConfigError: They would.
+        ConfigError: They would; or a plugin is not installed, or would start one run several times at once.
     """
     try:
         settings = OmegaConf.to_container(conf.hydra, resolve=False)
@@ -451,6 +471,29 @@ def check_hydra(conf: DictConfig) -> None:
     if wrong or factories or conf.hydra.callbacks:
         message = f"hydra.{[*wrong, *factories, 'callbacks'][0]}: Hydra may call launchers and sweepers only"
         raise ConfigError(message)
+    if OmegaConf.select(conf.hydra, "sweeper.custom_search_space") is not None:
+        message = "hydra.sweeper.custom_search_space: it names a function to call; state the search in settings"
+        raise ConfigError(message)
+    for name in map(str, called.values()):
+        plugin = ".".join(name.split(".")[:2])
+        if plugin in EXTRAS and not _is_installed(plugin):
+            message = f"{name.rpartition('.')[2]} is not installed: pip install 'medfocal[{EXTRAS[plugin]}]'"
+            raise ConfigError(message)
+    for key in ("nodes", "tasks_per_node"):
+        number = OmegaConf.select(conf.hydra, f"launcher.{key}")
+        if number not in (None, 1):
+            message = (
+                f"hydra.launcher.{key}={number} would start the same run {number} times in one folder; a job of a sweep "
+                f"is one process. For a training on several GPUs: sbatch {conf_directory() / 'cluster' / 'train.sbatch'}"
+            )
+            raise ConfigError(message)
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor is what it would lie in
+        return False
 
 
 def _check_schema(node: DictConfig, prefix: str = "") -> None:
@@ -514,18 +557,15 @@ def _check_training(values: Mapping[str, Any]) -> None:
 
 
 def _check_curriculum(values: Mapping[str, Any]) -> None:
-    """Make the loss of the start and of the end of what moves."""
+    """Refuse what the loss cannot have at some time of the training."""
     from medfocal.train.curriculum import Curriculum
 
-    curriculum = _reworded("trainer.curriculum", lambda: Curriculum(values["trainer"]["curriculum"]))
-    for progress in (0.0, 1.0):
-        moved = curriculum.at(progress)
-        try:
-            _check_arguments("loss", values["loss"]["_target_"], {**values["loss"], **moved})
-            build("loss", {**values["loss"], **moved})
-        except ConfigError as error:
-            message = f"trainer.curriculum, at {progress:.0%} of the training: {error}"
-            raise ConfigError(message) from error
+    given = values["trainer"]["curriculum"]
+    if given is None:
+        return
+    stated = {key: value for key, value in values["loss"].items() if key != "_target_"}
+    loss = resolve_target("loss", values["loss"])
+    _reworded("trainer.curriculum", lambda: Curriculum(given).check_against(loss, stated))
 
 
 def _check_smoothings(values: Mapping[str, Any]) -> None:
@@ -562,6 +602,20 @@ def _check_readers(values: Mapping[str, Any]) -> None:
         raise ConfigError(message)
 
 
+def _check_runs(values: Mapping[str, Any]) -> None:
+    """Refuse what names neither a folder of runs nor several."""
+    for key, what in (("runs", "a folder"), ("experiments", "a name")):
+        given = values[key]
+        entries = given if isinstance(given, list) else [given]
+        is_absent = key == "experiments" and given is None
+        if not is_absent and (not entries or not all(isinstance(entry, str) and entry.strip() for entry in entries)):
+            message = f"{key} must be {what}, or a list of them such as [A,B], got {given!r}"
+            raise ConfigError(message)
+    if values["output"] is None and isinstance(values["runs"], list):
+        message = f"output must be given where runs lie in several folders: {', '.join(values['runs'])}"
+        raise ConfigError(message)
+
+
 def _check_reading(values: Mapping[str, Any]) -> None:
     """Refuse settings of how files are paired and read that make no sense."""
     for key, choices in (("missing", ("error", "empty")), ("extra", ("error", "skip"))):
@@ -579,6 +633,14 @@ def _check_reading(values: Mapping[str, Any]) -> None:
         if given:
             message = f"readers are compared without {', '.join(given)}; leave out one or the other"
             raise ConfigError(message)
+
+
+def _check_models(values: Mapping[str, Any]) -> None:
+    given = values["model"]
+    folders = [given] if isinstance(given, str) else given
+    if not isinstance(folders, list) or not folders or not all(isinstance(one, str) and one for one in folders):
+        message = f"model must be a model's folder or a list such as [DIR1,DIR2], got {given!r}"
+        raise ConfigError(message)
 
 
 def _check_primary_rate(values: Mapping[str, Any]) -> None:

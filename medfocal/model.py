@@ -104,7 +104,7 @@ class ModelCard:
             "window": len(window["size"]) == 3
             and all(isinstance(n, int) and n >= 1 for n in (*window["size"], window["batch"]))
             and 0 <= window["overlap"] < 1
-            and window["precision"] in ("auto", "bf16", "float32"),
+            and window["precision"] in ("auto", "bf16", "fp16", "float32"),
             "candidates": 0 < rule["extent_ratio"] < 1
             and 0 < rule["floor"] <= 1
             and rule["connectivity"] in CONNECTIVITIES

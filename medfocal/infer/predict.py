@@ -21,7 +21,8 @@ from medfocal.data.transforms import PreparedCase, prepare_case, to_native
 from medfocal.errors import DatasetError, InputError
 from medfocal.files import make_folder, write_csv, write_json
 from medfocal.infer.candidates import COLUMNS, candidate_rows, form_candidates, mask_at
-from medfocal.infer.window import Window, lesion_probability, predict_windows
+from medfocal.infer.ensemble import Ensemble, mean_probabilities
+from medfocal.infer.window import lesion_probability
 from medfocal.model import Model
 from medfocal.progress import track
 from medfocal.volume import Volume, is_volume, volume_name, write_volume
@@ -49,11 +50,11 @@ class Prediction:
         return np.where(mask_at(self.candidates, threshold), self.classes, np.uint8(0))
 
 
-def predict_case(model: Model, prepared: PreparedCase, *, device: torch.device) -> Prediction:
+def predict_case(model: Model | Ensemble, prepared: PreparedCase, *, device: torch.device) -> Prediction:
     """Predict one prepared case.
 
     Args:
-        model: Its network is on `device`.
+        model: Its network, or its members', is on `device`.
         prepared: By the model's own preprocessing.
         device: Where to compute.
 
@@ -61,13 +62,8 @@ def predict_case(model: Model, prepared: PreparedCase, *, device: torch.device) 
         Everything on the case's own grid.
     """
     card = model.card
-    per_class = predict_windows(
-        model.network,
-        prepared.image,
-        window=Window(**card.window),
-        activation=card.activation,
-        device=device,
-    )
+    members = model.members if isinstance(model, Ensemble) else (model,)
+    per_class = mean_probabilities(members, prepared.image, device)
     native = np.stack([to_native(values, prepared) for values in per_class])
     probability = lesion_probability(native, card.activation)
     classes = label_of_voxels(native, overlapping=card.overlapping)
@@ -94,7 +90,7 @@ def label_of_voxels(per_class: NDArray[np.float32], *, overlapping: bool) -> NDA
 
 
 def predict(
-    model: Model,
+    model: Model | Ensemble,
     input_path: Path,
     output: Path,
     *,
@@ -108,12 +104,13 @@ def predict(
     `<case>_candidates.csv` with every candidate, `<case>_probability.nii.gz` if asked; at last `run.json`.
 
     Args:
-        model: From `load_model`, its network on `device`.
+        model: From `load_model` or `load_models`, on `device`.
         input_path: An image, a folder, or a `dataset.json`. A model of several channels takes files
             `<case>_0000.nii.gz`, `<case>_0001.nii.gz`, … in the order of its channels.
         output: Folder, made if missing.
         device: Where to compute.
-        threshold: Confidence from which a candidate enters the mask; None: the model's first operating point.
+        threshold: Confidence from which a candidate enters the mask; None: the model's first operating point, of an
+            ensemble the mean of its members'.
         save_probability: Whether to write the probability map, float32.
 
     Returns:
@@ -225,11 +222,17 @@ def _grouped(files: Sequence[Path], path: Path, channels: Sequence[str]) -> list
     return cases
 
 
-def _run_record(model: Model, threshold: float, device: torch.device, rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _run_record(
+    model: Model | Ensemble, threshold: float, device: torch.device, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "medfocal": __version__,
         "model": model.card.name,
-        "weights_sha256": model.weights_sha256,
+        **(
+            {"members": [{"model": one.card.name, "weights_sha256": one.weights_sha256} for one in model.members]}
+            if isinstance(model, Ensemble)
+            else {"weights_sha256": model.weights_sha256}
+        ),
         "threshold": threshold,
         "device": str(device),
         "cases": rows,

@@ -82,6 +82,12 @@ class TrainingLoss(nn.Module):
             raise ValueError(f"whole must be a sum of part_sizes, ({self.num_means},), got {tuple(whole.shape)}")
         return whole.unbind()
 
+    def avoid_compiling(self) -> None:
+        """Let backend="auto" be eager from now on, for options that do not stay long enough to pay for a compiler."""
+        for part in self.modules():
+            if getattr(part, "backend", None) == "auto":
+                part.backend = "eager"  # type: ignore[assignment]  # a plain attribute
+
     def start_epoch(self, epoch: int) -> None:
         """Tell the loss which epoch begins, from 0."""
         self.epoch = epoch

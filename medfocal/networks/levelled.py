@@ -99,11 +99,7 @@ class LevelledUNet(nn.Module):
 def _statistics_stay(block: nn.Module) -> Iterator[None]:
     """Batch normalisation sees the batch a second time here, and its running mean must not."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d)]
-    before = [
-        (norm, norm.momentum, norm.num_batches_tracked.clone())
-        for norm in norms
-        if norm.num_batches_tracked is not None
-    ]
+    before = [(norm, norm.momentum, norm.get_buffer("num_batches_tracked").clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
     try:
@@ -111,4 +107,4 @@ def _statistics_stay(block: nn.Module) -> Iterator[None]:
     finally:
         for norm, momentum, count in before:
             norm.momentum = momentum
-            norm.num_batches_tracked = count
+            norm.get_buffer("num_batches_tracked").copy_(count)

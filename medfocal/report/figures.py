@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from medfocal.errors import InputError
 from medfocal.files import atomic_write
@@ -36,6 +36,8 @@ COLUMNS = (
     "voxel_dice",
     "num_lesions",
 )
+# Columns that an older metrics.csv lacks; what they would show is left out.
+NEWER_COLUMNS = ("num_skipped", "lesion_sensitivity_low", "lesion_sensitivity_high")
 PNG_DOTS_PER_INCH = 192  # twice the 96 of a screen
 
 
@@ -70,6 +72,8 @@ class Drawing:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read the metrics.csv of a training run; an empty cell (an epoch without validation) becomes NaN.
 
+    So does every cell of a column in `NEWER_COLUMNS` that the file lacks.
+
     Raises:
         InputError: The file is missing, lacks a column or holds something that is not a number.
     """
@@ -86,7 +90,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         message = f"'{path}' has no column {', '.join(missing)}; found {', '.join(columns) or 'none'}."
         raise InputError(message)
     return [
-        {name: _cell(row[name], f"'{path}', row {number}, column {name}") for name in COLUMNS}
+        {name: _cell(row.get(name), f"'{path}', row {number}, column {name}") for name in (*COLUMNS, *NEWER_COLUMNS)}
         for number, row in enumerate(rows, start=1)
     ]
 
@@ -222,9 +226,9 @@ def dress(axes: Axes, theme: Theme, title: str, x_label: str, y_label: str) -> N
         spine.set_color(theme.muted)
 
 
-def _legend(axes: Axes, theme: Theme) -> None:
+def _legend(axes: Axes, theme: Theme, place: Literal["best", "upper right"] = "best") -> None:
     axes.legend(
-        loc="best", fontsize=8, labelcolor=theme.ink, facecolor=theme.paper, edgecolor=theme.grid, framealpha=0.9
+        loc=place, fontsize=8, labelcolor=theme.ink, facecolor=theme.paper, edgecolor=theme.grid, framealpha=0.9
     )
 
 
@@ -357,6 +361,8 @@ def _loss(axes: Axes, metrics: Metrics, theme: Theme) -> None:
         axes.set_yscale("log")
         _plain_ticks(axes, values)
     _mark_best(axes, metrics, theme)
+    if _mark_skipped(axes, metrics, theme):
+        _legend(axes, theme, "upper right")  # a loss falls
 
 
 def _learning_rate(axes: Axes, metrics: Metrics, theme: Theme) -> None:
@@ -379,6 +385,43 @@ def _line_of_one(axes: Axes, metrics: Metrics, name: str, theme: Theme) -> list[
     return values
 
 
+def _mark_skipped(axes: Axes, metrics: Metrics, theme: Theme) -> bool:
+    """Mark, at the foot of the panel, the epochs in which steps were skipped; whether there are any."""
+    epochs, numbers = _skipped(metrics)
+    if not epochs:
+        return False
+    label = f"{_counted(sum(numbers), 'step')} skipped, in {_counted(len(epochs), 'epoch')}"
+    foot = [0.02] * len(epochs)  # of the height
+    axes.plot(
+        epochs, foot, transform=axes.get_xaxis_transform(), linestyle="", marker="|", markersize=9, markeredgewidth=1.6,
+        color=theme.second, label=label,
+    )  # fmt: skip
+    return True
+
+
+def _skipped(metrics: Metrics) -> tuple[list[float], list[float]]:
+    rows = [(row["epoch"], row["num_skipped"]) for row in metrics if row["num_skipped"] > 0]
+    return [epoch for epoch, _ in rows], [number for _, number in rows]
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:.0f} {noun}{'' if number == 1 else 's'}"
+
+
+def _interval(axes: Axes, metrics: Metrics, theme: Theme) -> None:
+    """Shade between the ends of the interval of the lesion sensitivity; a bar where one epoch alone has one."""
+    keys = ("epoch", "lesion_sensitivity_low", "lesion_sensitivity_high")
+    rows = [[row[key] for key in keys] for row in metrics if all(math.isfinite(row[key]) for key in keys)]
+    if not rows:
+        return
+    epochs, low, high = zip(*rows, strict=True)
+    label = "its interval"
+    if len(rows) == 1:
+        axes.vlines(epochs, low, high, color=theme.first, linewidth=3, alpha=0.35, label=label)
+    else:
+        axes.fill_between(epochs, low, high, color=theme.first, linewidth=0, alpha=0.18, label=label)
+
+
 def _validation(axes: Axes, metrics: Metrics, theme: Theme) -> None:
     dress(axes, theme, "Validation", "epoch", "")
     axes.set_ylim(-0.03, 1.03)
@@ -396,6 +439,8 @@ def _validation(axes: Axes, metrics: Metrics, theme: Theme) -> None:
                 epochs, values, color=colour, linestyle=style, linewidth=1.6, label=label,
                 marker=marker, markersize=4, markevery=every,
             )  # fmt: skip
+        if name == "lesion_sensitivity":
+            _interval(axes, metrics, theme)
     if not axes.lines:
         _say_empty(axes, theme, "no epoch validated")
         return
@@ -428,7 +473,7 @@ def _plain_ticks(axes: Axes, values: Sequence[float]) -> None:
 def _mark_best(axes: Axes, metrics: Metrics, theme: Theme, *, label: bool = False) -> None:
     best = best_epoch(metrics)
     if best is not None:
-        words = f"best epoch: {best['epoch']:.0f}" if label else None
+        words = f"kept epoch: {best['epoch']:.0f}" if label else None
         axes.axvline(best["epoch"], color=theme.muted, linewidth=1.2, linestyle=(0, (2, 2)), label=words)
 
 
@@ -439,11 +484,16 @@ def _training_words(metrics: Metrics) -> tuple[str, str, str]:
     best = best_epoch(metrics)
     validation = "Validation: no epoch was validated."
     if best is not None:
+        low, high = best["lesion_sensitivity_low"], best["lesion_sensitivity_high"]
+        interval = f" (interval {low:.2f} to {high:.2f})" if math.isfinite(low) and math.isfinite(high) else ""
         validation = (
-            f"Validation: lesion sensitivity is highest at epoch {best['epoch']:.0f}, {best['lesion_sensitivity']:.2f}."
+            f"Validation: lesion sensitivity is highest at epoch {best['epoch']:.0f}, "
+            f"{best['lesion_sensitivity']:.2f}{interval}."
         )
+    epochs, numbers = _skipped(metrics)
+    skipped = f"; {_counted(sum(numbers), 'step')} skipped in {_counted(len(epochs), 'epoch')}" if epochs else ""
     return (
-        f"Training loss per epoch, {metrics[0]['loss']:.3g} in the first and {last['loss']:.3g} in the last.",
+        f"Training loss per epoch, {metrics[0]['loss']:.3g} in the first and {last['loss']:.3g} in the last{skipped}.",
         f"Learning rate per epoch, {last['learning_rate']:.3g} in the last.",
         validation,
     )

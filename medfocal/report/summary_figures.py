@@ -14,7 +14,7 @@ from medfocal.files import atomic_write
 from medfocal.report.figures import LIGHT, PNG_DOTS_PER_INCH, Drawing, Theme, draw_figure, dress
 from medfocal.report.summary_runs import Epoch
 from medfocal.report.summary_settings import order_of, text_of
-from medfocal.report.summary_spread import Row, rate_words
+from medfocal.report.summary_spread import Row
 from medfocal.report.tables import count
 
 if TYPE_CHECKING:
@@ -24,44 +24,39 @@ if TYPE_CHECKING:
 #: So many settings have a colour of their own; more could not be told apart.
 NUM_COLOURED = 3
 MOST_LETTERS = 34
-#: Ends of the colours of a heat map, and of the text on them. They are the same on a dark page, so none is a colour of a
-#: theme, which would be exchanged there.
+#: Ends of the colours of a heat map, and of the text on them. They are the same on a dark page, so none is a colour of
+#: a theme, which would be exchanged there.
 PALE, DEEP = (0.91, 0.95, 0.98), (0.02, 0.27, 0.45)
 DARK_TEXT, LIGHT_TEXT = "#101010", "#fdfdfd"
 
 
-def draw_curves(rows: Sequence[Row], rate: float) -> list[Drawing]:
-    """Draw validation lesion sensitivity and training loss over the epochs, a figure each."""
-    return [
-        draw_figure((5.6, 3.9), words, partial(_draw_alone, draw=draw, rows=rows))
-        for draw, words in _panels(rows, rate)
-    ]
+def draw_curves(rows: Sequence[Row], at: str) -> list[Drawing]:
+    """Draw validation lesion sensitivity and training loss over the epochs; `at` is the rate in words."""
+    return [draw_figure((5.6, 3.9), words, partial(_draw_alone, draw=draw, rows=rows)) for draw, words in _panels(at)]
 
 
-def write_curves_png(path: Path, rows: Sequence[Row], rate: float) -> Path:
+def write_curves_png(path: Path, rows: Sequence[Row]) -> Path:
     """Draw the same into one PNG."""
 
     def draw(figure: Figure, theme: Theme) -> None:
-        for place, (panel, _) in enumerate(_panels(rows, rate), start=1):
+        for place, (panel, _) in enumerate(_panels(""), start=1):
             panel(figure.add_subplot(1, 2, place), rows, theme)
 
     return _write_png(path, (11.0, 4.0), draw)
 
 
-def draw_heat_map(keys: Sequence[str], rows: Sequence[Row], rate: float) -> Drawing:
+def draw_heat_map(keys: Sequence[str], rows: Sequence[Row], at: str) -> Drawing:
     """Draw the mean validation lesion sensitivity for each pair of values of two settings."""
     grid = _Grid(keys, rows)
-    title = f"Validation lesion sensitivity at {rate_words(rate)}"
+    title = f"Validation lesion sensitivity at {at}"
     words = f"{title} for {len(grid.down)} values of {keys[0]} and {len(grid.across)} of {keys[1]}. {grid.words}"
     return draw_figure(grid.size, words, partial(grid.draw, title=title))
 
 
-def write_heat_map_png(path: Path, keys: Sequence[str], rows: Sequence[Row], rate: float) -> Path:
+def write_heat_map_png(path: Path, keys: Sequence[str], rows: Sequence[Row], at: str) -> Path:
     """Draw the same into a PNG."""
     grid = _Grid(keys, rows)
-    return _write_png(
-        path, grid.size, partial(grid.draw, title=f"Validation lesion sensitivity at {rate_words(rate)}")
-    )
+    return _write_png(path, grid.size, partial(grid.draw, title=f"Validation lesion sensitivity at {at}"))
 
 
 def _write_png(path: Path, size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> Path:
@@ -79,8 +74,8 @@ def _write_png(path: Path, size: tuple[float, float], draw: Callable[[Figure, Th
 Panel = Callable[["Axes", Sequence[Row], Theme], None]
 
 
-def _panels(rows: Sequence[Row], rate: float) -> tuple[tuple[Panel, str], ...]:
-    sensitivity = f"Validation lesion sensitivity at {rate_words(rate)} over the epochs"
+def _panels(at: str) -> tuple[tuple[Panel, str], ...]:
+    sensitivity = f"Validation lesion sensitivity at {at} over the epochs"
     band = "mean of the runs of a setting, and from the least to the largest of them"
     return (
         (_draw_sensitivity, f"{sensitivity}: {band}."),
@@ -102,10 +97,11 @@ def _draw_loss(axes: Axes, rows: Sequence[Row], theme: Theme) -> None:
     dress(axes, theme, "Training loss", "epoch", "mean and range of runs")
     lowest = _lines(axes, rows, theme, lambda epoch: epoch.loss)
     if 0 < lowest < math.inf:
-        from matplotlib.ticker import LogFormatter, NullFormatter
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False))
+        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1.0, 2.0, 5.0), numticks=12))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
@@ -138,9 +134,7 @@ def _lines(axes: Axes, rows: Sequence[Row], theme: Theme, value: Callable[[Epoch
         if any(len(group) > 1 for group in groups):
             axes.fill_between(epochs, lows, highs, color=colour, alpha=0.16, linewidth=0)
     if not axes.lines:
-        axes.text(
-            0.5, 0.5, "no run is finished", transform=axes.transAxes, ha="center", va="center", color=theme.muted
-        )
+        axes.text(0.5, 0.5, "no run is finished", transform=axes.transAxes, ha="center", va="center", color=theme.muted)
         return lowest
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     handles, labels = axes.get_legend_handles_labels()

@@ -189,9 +189,7 @@ def _read_run(folder: Path, settings: Mapping[str, Any]) -> Run:
     # Reports are what a run writes last, and a longer one removes those of fewer epochs.
     is_reported = all((folder / name / "report.html").exists() for name in names)
     if _whole(card.get("num_epochs"), folder, CARD) >= max_epochs and is_reported:
-        results = {
-            name: read_result(folder / name / "evaluation.json", _rate_of(name, settings)) for name in names
-        }
+        results = {name: read_result(folder / name / "evaluation.json", _rate_of(name, settings)) for name in names}
         kept = _whole(card.get("epoch"), folder, CARD)
         if kept not in {epoch.number for epoch in epochs}:
             message = f"'{folder / METRICS}' has no row of epoch {kept}, which the model is of"
@@ -222,7 +220,7 @@ def _how_far(folder: Path, epochs: Sequence[Epoch], max_epochs: int, *, has_mode
         done = f"after its last epoch, before its {'reports' if has_model else 'model'}"
     minutes = (time.time() - _last_sign(folder)) / 60
     if 60 * minutes < SECONDS_ALIVE:
-        return State.RUNNING, f"running or stopped within {count(math.ceil(minutes), 'minute')}, {done}"
+        return State.RUNNING, f"wrote something within the last {count(max(1, math.ceil(minutes)), 'minute')}, {done}"
     said = _last_line(folder / LOG)
     return State.UNFINISHED, f"stopped {done}" + (f"; last in {LOG}: {said}" if said else "")
 
@@ -387,13 +385,13 @@ def read_result(path: Path, rate: float) -> SplitResult:
     """
     content = read_json(path, "evaluation")
     try:
-        protocol = content["protocol"]
+        rules: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content["protocol"].items()}
         point = next((p for p in content["froc"]["points"] if p["false_positives_per_case"] == rate), None)
         return SplitResult(
             num_cases=int(content["num_cases"]),
             num_patients=int(content["num_patients"]),
             num_lesions=int(content["num_lesions"]),
-            protocol=Protocol(**{key: tuple(v) if isinstance(v, list) else v for key, v in protocol.items()}),
+            protocol=Protocol(**rules),
             figures={
                 "lesion_sensitivity_at_rate": math.nan if point is None else _number(point["lesion_sensitivity"]),
                 "cpm": _number(content["froc"]["cpm"]),

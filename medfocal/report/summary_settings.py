@@ -19,7 +19,12 @@ WITHOUT_EFFECT = frozenset(
     {
         *("run.id", "run.resume", "plan", "device", "debug"),
         *("cache.max_gb", "cache.compress", "cache.workers"),
-        *("trainer.num_threads", "trainer.checkpoint_minutes", "trainer.window_batch", "trainer.checkpoint_activations"),
+        *(
+            "trainer.num_threads",
+            "trainer.checkpoint_minutes",
+            "trainer.window_batch",
+            "trainer.checkpoint_activations",
+        ),
         *("trainer.save_test_predictions", "trainer.save_validation_predictions", "trainer.sharding"),
     }
 )
@@ -83,9 +88,10 @@ def choose_experiments(runs: Sequence[Run], wanted: Sequence[str] | None, places
     if wanted is None:
         if len(counts) > 1:
             names = ",".join(sorted(counts))
+            where = ", ".join(f"'{place}'" for place in places)
             message = (
-                f"runs of {len(counts)} experiments lie in {', '.join(f"'{place}'" for place in places)}: {there}. "
-                f"Name one by experiment=NAME, or set several side by side by experiment=[{names}]."
+                f"runs of {len(counts)} experiments lie in {where}: {there}. "
+                f"Name one by experiments=NAME, or set several side by side by experiments=[{names}]."
             )
             raise ConfigError(message)
         return list(runs)
@@ -130,7 +136,9 @@ def differing_keys(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Settings that have an effect and differ, seed and fold left out, in the order of their names."""
     keys = {key for of in settings for key in of} - WITHOUT_EFFECT - set(REPLICATES)
     keys = {key for key in keys if not key.startswith(GROUPS_WITHOUT_EFFECT)}
-    return sorted(key for key in keys if len({_written(of.get(key, ABSENT)) for of in settings}) > 1)
+    found = sorted(key for key in keys if len({_written(of.get(key, ABSENT)) for of in settings}) > 1)
+    # Of a mapping that one run leaves empty and another fills its parts tell.
+    return [key for key in found if not any(other.startswith(f"{key}.") for other in found)]
 
 
 def _written(value: Any) -> str:
@@ -149,7 +157,9 @@ def _name_groups(differing: Sequence[str], runs: Sequence[Run]) -> tuple[list[st
 
     An experiment brings many settings along, and another loss its arguments: where the one says the other it is enough.
     """
-    leaders = [key for key in ("experiment", *(key for key in differing if key.endswith("._target_"))) if key in differing]
+    leaders = [
+        key for key in ("experiment", *(key for key in differing if key.endswith("._target_"))) if key in differing
+    ]
     implied: list[str] = []
     for leader in leaders:
         own = "" if leader == "experiment" else leader.removesuffix("_target_")
@@ -178,11 +188,13 @@ def _latest(finished: Sequence[Run], repeated: list[tuple[Run, Run]]) -> list[Ru
     return sorted(kept.values(), key=lambda run: (order_of(run.seed), order_of(run.fold)))
 
 
-def order_of(value: Any) -> tuple[int, float, str]:
-    """Where a value stands among others: numbers by size, before all else by its text."""
+def order_of(value: Any) -> tuple[Any, ...]:
+    """Where a value stands among others: numbers by size, then lists by their items, then all else by its text."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return (0, float(value) if not math.isnan(value) else math.inf, "")
-    return (1, 0.0, text_of(value))
+        return (0, float(value) if not math.isnan(value) else math.inf)
+    if isinstance(value, list):
+        return (1, *map(order_of, value))
+    return (2, text_of(value))
 
 
 def text_of(value: Any) -> str:

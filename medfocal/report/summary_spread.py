@@ -66,7 +66,7 @@ FIGURES = (
         2,
     ),
     Figure("test_voxel_dice", "Test: voxel Dice", "test Dice", "test", "voxel_dice"),
-    Figure("training_hours", "Training (hours)", "hours", "", "", 2),
+    Figure("training_hours", "Training (hours)", "hours", "", "", 3),
     Figure("epoch", "Epoch kept", "epoch", "", "", 1),
 )
 
@@ -191,11 +191,11 @@ def best_row(rows: Sequence[Row]) -> Row | None:
 
 
 def rate_words(rate: float) -> str:
-    """Write a rate of false positives."""
-    return f"{rate:g} FP per case"
+    """Write the declared rate of false positives; NaN where runs declare different ones."""
+    return "its own declared rate" if math.isnan(rate) else f"{rate:g} FP per case"
 
 
-def noise_words(rows: Sequence[Row], rate: float) -> str | None:
+def noise_words(rows: Sequence[Row], at: str) -> str | None:
     """Say which settings the highest one cannot be told from; None where there is nothing to compare.
 
     The yardstick is the interval of the highest setting's own evaluation: it says how far the lesion sensitivity of one
@@ -205,7 +205,7 @@ def noise_words(rows: Sequence[Row], rate: float) -> str | None:
     known = [row for row in rows if math.isfinite(row.primary.mean)]
     if best is None or len(known) < 2:
         return None
-    figure = f"validation lesion sensitivity at {rate_words(rate)}"
+    figure = f"validation lesion sensitivity at {at}"
     low, high = best.interval
     if math.isnan(low):
         return (
@@ -233,14 +233,26 @@ def noise_words(rows: Sequence[Row], rate: float) -> str | None:
     )
 
 
-def fold_words(grouping: Grouping) -> str | None:
-    """Say how folds are put together; None without folds."""
-    if not is_cross_validated(grouping):
-        return None
-    return (
-        "Folds validate different patients, so those of one seed are put together as one evaluation, and the spread of "
-        "validation figures is over seeds. The test split is the same for all: its spread is over all runs."
-    )
+def why_undefined(row: Row, figure: Figure) -> str:
+    """Say why a setting has no value of a figure."""
+    if not row.setting.runs:
+        return "no run of it is finished"
+    if figure.split == "validation" and row.why:
+        return row.why
+    if figure.split and figure.split not in row.size:
+        return f"no run of it has an evaluation of the {figure.split} split"
+    return "it is undefined in every run; their evaluation.json says why"
+
+
+def replicate_words(row: Row) -> str:
+    """Say how many runs stand behind a setting: "one run", "3 seeds", "5 folds of 2 seeds"."""
+    runs = row.setting.runs
+    seeds, folds = {run.seed for run in runs}, {run.fold for run in runs}
+    if len(runs) < 2:
+        return "one run" if runs else "none finished"
+    if len(folds) < 2:
+        return count(len(seeds), "seed")
+    return f"{len(folds)} folds of {count(len(seeds), 'seed')}"
 
 
 def is_cross_validated(grouping: Grouping) -> bool:

@@ -59,11 +59,12 @@ class Anomalies:
         self.num_in_a_row += 1
         names = sorted({name for names in ranks.gather(batch.cases) for name in names})
         kept = self._keep(batch, f"epoch-{epoch:04d}-step-{step:05d}-process-{ranks.rank}.npz")
-        LOG.warning(
-            "epoch %d, step %d: loss %s or its gradients are not finite, so the weights stay as they were; patches of "
-            "%s%s",
-            epoch, step, taken.loss, listed(names), "" if kept is None else f"; the batch is kept in '{kept}'",
-        )  # fmt: skip
+        if ranks.is_first:
+            LOG.warning(
+                "epoch %d, step %d: loss %s or its gradients are not finite, so the weights stay as they were; patches "
+                "of %s%s",
+                epoch, step, taken.loss, listed(names), "" if kept is None else f"; the batch is kept in '{kept}'",
+            )  # fmt: skip
         if self.num_in_a_row > self.most_in_a_row:
             message = (
                 f"{self.num_in_a_row} steps in a row without a finite loss and gradients, the last of epoch {epoch}, "

@@ -39,18 +39,18 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         file.write(content.getbuffer())
 
 
-def keep_previous(path: Path, previous: Path) -> None:
-    """Give a checkpoint that is about to be replaced a second name, which the one before had.
+def keep_as(path: Path, other: Path) -> None:
+    """Give a checkpoint another name as well, which another one may have had.
 
-    At no moment is there none: the old name goes on until the new file takes it.
+    At no moment is there none of either name. Where there is no such file nothing is done.
     """
     if not path.exists():
         return
-    temporary = previous.with_name(f".{previous.name}.part")
+    temporary = other.with_name(f".{other.name}.part")
     with contextlib.suppress(OSError):  # a file system without hard links keeps only the last
         temporary.unlink(missing_ok=True)
         os.link(path, temporary)
-        temporary.replace(previous)
+        temporary.replace(other)
         temporary.unlink(missing_ok=True)  # renaming does nothing where both are one file already
 
 

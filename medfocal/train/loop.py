@@ -39,7 +39,7 @@ from medfocal.train.anomalies import Anomalies
 from medfocal.train.average import RunningMean
 from medfocal.train.batches import Augmentation, BatchSource
 from medfocal.train.checkpoint import (
-    keep_previous,
+    keep_as,
     load_checkpoint,
     random_state,
     save_checkpoint,
@@ -109,7 +109,7 @@ class Position:
         step: Steps that this epoch has taken.
         rows: Of metrics.csv, for the epochs that are done.
         best: Lesion sensitivity and CPM of the best validation.
-        num_worse: Validations since then.
+        num_worse: Validations since then that were no better.
         visits: How often each lesion was centred and shown in the epochs that are done, `(2, lesions)`.
         loss_sum: Of the epoch's steps with finite loss.
         num_dropped: Voxels that its losses took for mislabelled, None where they do not judge.
@@ -134,6 +134,21 @@ class Position:
         """Go to the next one, of which nothing is known yet."""
         self.epoch, self.step = self.epoch + 1, 0
         self.loss_sum, self.num_dropped, self.num_voxels, self.seconds, self.waited = 0.0, None, 0, 0.0, 0.0
+
+    def row(self, settings: TrainerSettings, *, num_skipped: int, learning_rate: float) -> dict[str, Any]:
+        """What metrics.csv says of the steps of this epoch."""
+        num_finite = settings.steps_per_epoch - num_skipped
+        seconds = max(self.seconds, 1e-9)
+        return {
+            "epoch": self.epoch + 1,
+            "step": (self.epoch + 1) * settings.steps_per_epoch,
+            "loss": self.loss_sum / num_finite if num_finite else math.nan,
+            "dropped_share": None if self.num_dropped is None else self.num_dropped / self.num_voxels,
+            "num_skipped": num_skipped,
+            "learning_rate": float(learning_rate),
+            "wait_share": round(self.waited / seconds, 4),
+            "patches_per_second": round(settings.steps_per_epoch * settings.batch_size / seconds, 2),
+        }
 
     def to_state(self) -> dict[str, Any]:
         """In plain values."""
@@ -214,7 +229,6 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
             "validation. Set it to 0, or data.num_folds and fold."
         )
         raise ConfigError(message)
-    _refuse_unequal_parts(settings, ranks)
     cases, patch_size = training.cases, sampling.patch_size
     augmentation.check(patch_size, {case.case.name: case.spacing_mm for case in cases})
     sampler = LesionBalancedSampler(
@@ -234,8 +248,9 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
         membership=membership,
         weighted=weighted,
     )
-    curriculum = Curriculum(settings.curriculum)
-    loss = build_loss(**curriculum.at(0.0))
+    curriculum = Curriculum(settings.curriculum or {})
+    loss = curriculum.loss_at(0.0, build_loss)
+    _refuse_parts(loss, settings, ranks)
     batches = BatchSource(
         cases,
         sampler,
@@ -279,6 +294,8 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
         anomalies.num_in_a_row, anomalies.num_in_epoch = state["anomalies"]
         sampler.set_miss_rates(state["miss_rates"])
         set_random_state(state["random"], ranks.rank, device)
+        if resume == "previous" and ranks.is_first:
+            keep_as(folder / PREVIOUS, last_file)  # both are the sound one now
         LOG.info("continuing after %d epochs and %d steps", at.epoch, at.step)
 
     if ranks.is_first:
@@ -289,7 +306,7 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
         states, random_states = stepper.spread.state(), ranks.gather(random_state(device))
         if not ranks.is_first:
             return
-        keep_previous(last_file, folder / PREVIOUS)
+        keep_as(last_file, folder / PREVIOUS)
         state = {
             "configuration": digest,
             "position": at.to_state(),
@@ -307,7 +324,7 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
     while at.epoch < settings.max_epochs and not _has_no_patience(at, settings):
         epoch = at.epoch
         network.train()
-        loss = build_loss(**curriculum.at(epoch / settings.max_epochs))
+        loss = curriculum.loss_at(epoch / settings.max_epochs, build_loss)
         loss.start_epoch(epoch)
         stepper.num_voxels = 0
         patches = batches.epoch(epoch, settings.steps_per_epoch, at.step)
@@ -341,17 +358,7 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
                 save()
         stop.raise_if_any()  # from here on a signal ends the program at once, as the steps are saved
         at.visits += sampler.visits(epoch, settings.steps_per_epoch * settings.batch_size)
-        num_finite = settings.steps_per_epoch - anomalies.num_in_epoch
-        row: dict[str, Any] = {
-            "epoch": epoch + 1,
-            "step": (epoch + 1) * settings.steps_per_epoch,
-            "loss": at.loss_sum / num_finite if num_finite else math.nan,
-            "dropped_share": None if at.num_dropped is None else at.num_dropped / at.num_voxels,
-            "num_skipped": anomalies.num_in_epoch,
-            "learning_rate": float(optimizer.param_groups[0]["lr"]),
-            "wait_share": round(at.waited / max(at.seconds, 1e-9), 4),
-            "patches_per_second": round(settings.steps_per_epoch * settings.batch_size / max(at.seconds, 1e-9), 2),
-        }
+        row = at.row(settings, num_skipped=anomalies.num_in_epoch, learning_rate=optimizer.param_groups[0]["lr"])
         score: tuple[float, float] | None = None
         started = time.monotonic()
         kept = stepper.spread.gather() if mean is None else mean.network
@@ -366,8 +373,9 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
         LOG.info(describe(row, settings))
 
         is_best = score is not None and score >= at.best
-        at.best = score if score is not None and is_best else at.best
-        at.num_worse = 0 if is_best else at.num_worse + is_validated
+        if score is not None:
+            at.num_worse = 0 if score > at.best else at.num_worse + 1
+            at.best = max(at.best, score)
         at.start_epoch()
         anomalies.num_in_epoch = 0
         if ranks.is_first and (is_best or (is_last and at.best[0] == -math.inf)):  # none was scored: the last is kept
@@ -392,7 +400,14 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
     return Trained(network, int(state["epoch"]), at.epoch, points)
 
 
-def _refuse_unequal_parts(settings: TrainerSettings, ranks: Ranks) -> None:
+def _refuse_parts(loss: Any, settings: TrainerSettings, ranks: Ranks) -> None:
+    """Refuse what cannot be computed in parts."""
+    if settings.accumulate * ranks.count > 1 and loss.why_not_split is not None:
+        message = (
+            f"loss: {loss.why_not_split}, so a batch cannot be computed in parts. Set trainer.accumulate=1 and train in "
+            "one process, or choose another loss."
+        )
+        raise ConfigError(message)
     if settings.batch_size % (ranks.count * settings.accumulate):
         message = (
             f"trainer.batch_size={settings.batch_size} cannot be shared out to {ranks.count} processes in "

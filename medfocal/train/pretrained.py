@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,20 +50,28 @@ class _Nothing:
 
 @dataclass(frozen=True)
 class _Source:
-    """Tensors as a file names them, without what wrappers put before the names."""
+    """What a file holds.
+
+    Attributes:
+        path: Of the file, or of the model folder.
+        tensors: As the file names them, without what wrappers put before the names.
+        sha256: Of the file.
+        axes: In a file of nnU-Net, which of its axes is I, J and K.
+    """
 
     path: Path
     tensors: Mapping[str, Tensor]
     sha256: str
+    axes: tuple[int, ...] = (2, 1, 0)
 
 
 def load_initial_weights(network: nn.Module, path: Path) -> dict[str, Any]:
     """Copy weights into a network where names and shapes agree; the others stay as they are.
 
     Names are those of medfocal, of nnU-Net's PlainConvUNet and ResidualEncoderUNet, or of MONAI's DynUNet, whichever
-    give most. Where all of nnU-Net's weights find their place, which takes `upsample_bias`, the logits are its logits
-    (strides of 1 and 2). A decoder's kernel that is smaller than ours is set into the middle of one with zeros, which
-    computes the same.
+    give most. Kernels of nnU-Net, whose images have the axes (K, J, I) or those of its plans, are turned to (I, J, K).
+    Where all of its weights find their place, which takes `upsample_bias`, the logits are its logits (strides of 1 and
+    2). A decoder's kernel that is smaller than ours is set into the middle of one with zeros, which computes the same.
 
     Args:
         network: One of `medfocal.networks`, on any device, not sharded.
@@ -89,10 +98,12 @@ def load_initial_weights(network: nn.Module, path: Path) -> dict[str, Any]:
     for ours, theirs in pairs.items():
         if theirs not in source.tensors:
             continue
-        value = _fitted(source.tensors[theirs], own[ours], widen=names == "nnU-Net" and ".conv_block." in ours)
+        offered = source.tensors[theirs]
+        if names == "nnU-Net" and offered.ndim == 5:
+            offered = offered.permute(0, 1, *(2 + axis for axis in source.axes))
+        value = _fitted(offered, own[ours], widen=names == "nnU-Net" and ".conv_block." in ours)
         if value is None:
-            shapes = f"{tuple(source.tensors[theirs].shape)} there, {tuple(own[ours].shape)} here"
-            other_shape.append(f"{ours}: {shapes}")
+            other_shape.append(f"{ours}: {tuple(offered.shape)} there, {tuple(own[ours].shape)} here")
         else:
             given[ours] = value
     report = _report(source, names, own, pairs, set(given), other_shape)
@@ -139,7 +150,7 @@ def _read(path: Path) -> _Source:
     if not tensors:
         message = f"the weights '{path}' hold no tensors under their own names or under {', '.join(_NESTED)}"
         raise ModelError(message)
-    return _Source(path, tensors, hashlib.sha256(content).hexdigest())
+    return _Source(path, tensors, hashlib.sha256(content).hexdigest(), _axes_of_nnunet(values))
 
 
 def _in_bundle(folder: Path) -> Path:
@@ -197,6 +208,15 @@ def _found_tensors(values: object) -> dict[str, Tensor]:
         {name: value for name, value in part.items() if isinstance(name, str) and _is_plain(value)} for part in parts
     ]
     return {_bare(name): value.detach().as_subclass(Tensor) for name, value in max(found, key=len).items()}
+
+
+def _axes_of_nnunet(values: object) -> tuple[int, ...]:
+    """Which of nnU-Net's axes is I, J and K: it reads images as (K, J, I) and transposes them as its plans say."""
+    for key in ("init_args", "plans", "transpose_forward"):
+        values = values.get(key) if isinstance(values, Mapping) else None
+    if not isinstance(values, list) or values not in [list(order) for order in itertools.permutations(range(3))]:
+        return (2, 1, 0)
+    return (values.index(2), values.index(1), values.index(0))
 
 
 def _is_plain(value: object) -> bool:
@@ -342,8 +362,8 @@ def _report(
     not_used = [name for name in unused if name not in normalised]
     summary = (
         f"{counts['matched']} of {counts['of']} tensors, {sizes['parameters_matched']} of {sizes['parameters_of']} "
-        f"parameters, from '{source.path}' (names of {names}); left random: {', '.join(left_random) or 'none'}; "
-        f"not used: {', '.join(not_used) or 'none'}"
+        f"parameters, from '{source.path}' (names of {names}); left random: {_some(left_random)}; "
+        f"not used: {_some(not_used)}"
     )
     return {
         "source": str(source.path),
@@ -363,15 +383,21 @@ def _has_instance_norm(own: Mapping[str, Tensor]) -> bool:
     return not any(name.endswith("running_mean") for name in own)
 
 
+def _some(names: Sequence[str], most: int = 8) -> str:
+    """Names from a file, which need be neither few nor short nor printable."""
+    shown = [name if name.isprintable() and len(name) < 200 else ascii(name[:200]) for name in names[:most]]
+    return ", ".join(shown + [f"and {len(names) - most} more"] * (len(names) > most)) or "none"
+
+
 def _too_little(source: _Source, report: Mapping[str, Any], own: Mapping[str, Tensor]) -> str:
     """What was found and what was wanted."""
-    differing = "; ".join(report["other_shape"][:3])
-    wanted = ", ".join(f"{name} {tuple(own[name].shape)}" for name in report["left_random"][:3])
-    found = ", ".join(f"{name} {tuple(source.tensors[name].shape)}" for name in list(source.tensors)[:3])
+    wanted = [f"{name} {tuple(own[name].shape)}" for name in report["left_random"]]
+    found = [f"{name} {tuple(value.shape)}" for name, value in source.tensors.items()]
+    differing = report["other_shape"]
     return (
         f"the weights '{source.path}' give {report['parameters_matched']} of the network's {report['parameters_of']} "
-        f"parameters, less than half. They hold {len(source.tensors)} tensors, such as {found}; "
-        + (f"shapes differ: {differing}. " if differing else f"wanted are, among others, {wanted}. ")
+        f"parameters, less than half. They hold {_some(found, 3)}; "
+        + (f"shapes differ: {_some(differing, 3)}. " if differing else f"wanted are {_some(wanted, 3)}. ")
         + "Choose the network that they were made for (network=..., network.channels, kernel_sizes, strides), "
         "or leave them out (trainer.initial_weights=null)."
     )

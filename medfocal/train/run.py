@@ -30,7 +30,7 @@ from medfocal.data.targets import (
     read_case_with_reference,
 )
 from medfocal.data.transforms import Preprocessing, prepare_case
-from medfocal.errors import ConfigError, DatasetError
+from medfocal.errors import ConfigError, DatasetError, ResourceError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
 from medfocal.files import make_folder, write_json
 from medfocal.infer.predict import predict_case, write_case
@@ -171,8 +171,9 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
     store = Cache(cache_folder, max_gb=cache.max_gb, compress=cache.compress)
     with contextlib.ExitStack() as held:
         if ranks.is_first:
-            if folder.exists():
-                held.enter_context(only_one(folder))
+            is_new = not folder.exists()
+            if not is_new:
+                held.enter_context(only_one(make_folder(folder)))
             refuse_other_data(folder, manifest, annotations)
             check_room(manifest.split("training"), manifest.split("validation"), recipe, store)
         else:
@@ -193,8 +194,9 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
             report = load_initial_weights(network, Path(settings.initial_weights))
         ranks.wait()  # all have looked into the folder
         if ranks.is_first:
-            if not folder.exists():
+            if is_new:
                 held.enter_context(only_one(make_folder(folder)))
+                _refuse_begun(folder)
             start_log(folder / "train.log")
             held.enter_context(failures_logged())
             now = environment(device, settings, ranks.count)
@@ -259,6 +261,13 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
             result = _evaluate_model(folder, manifest, protocol, device, settings, annotations.fusion)
         ranks.wait()
         return result
+
+
+def _refuse_begun(folder: Path) -> None:
+    """Another program that was quicker may have made the folder, and even be done with it."""
+    if (folder / "config.yaml").exists():
+        message = f"another program has begun the run '{folder}' meanwhile. Start again to continue it."
+        raise ResourceError(message)
 
 
 @contextlib.contextmanager

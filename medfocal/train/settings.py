@@ -114,7 +114,7 @@ class TrainerSettings:
             training.
         ema_decay: Of the running mean of the weights that is validated and kept, in (0, 1), or None for the weights.
         prior_bias: Whether the last bias starts where the loss is stationary for the share of lesion voxels.
-        curriculum: Arguments of the loss that move; see `medfocal.train.curriculum.Curriculum`.
+        curriculum: Arguments of the loss that move, see `medfocal.train.curriculum.Curriculum`; None: none does.
         initial_weights: What to start from; see `medfocal.train.pretrained`. None: random weights.
         precision: "auto" (bfloat16 where the hardware computes it natively), "bf16", "fp16" or "float32".
         tf32: Whether float32 is computed in TF32 on a GPU that has it.
@@ -143,7 +143,7 @@ class TrainerSettings:
     max_skipped_steps: int
     ema_decay: float | None
     prior_bias: bool
-    curriculum: Any  # a mapping; `check` holds it to that
+    curriculum: Any  # a mapping or None; the configuration's check holds it to that
     initial_weights: str | None
     precision: str
     tf32: bool

@@ -91,7 +91,7 @@ class TrainingStep:
 
         Raises:
             ResourceError: There is not enough memory.
-            ConfigError: The loss cannot be computed in parts.
+            ValueError: The loss cannot be computed in parts.
         """
         try:
             return self._take(batch, loss, stop=stop, save=save)
@@ -163,12 +163,6 @@ class TrainingStep:
         """What the loss of each level is divided by in the whole batch; None where this is the whole batch."""
         if len(levels) * self._ranks.count == 1:
             return None
-        if loss.why_not_split is not None:
-            message = (
-                f"loss {type(loss).__name__}: {loss.why_not_split}, so a batch cannot be computed in parts. "
-                "Set trainer.accumulate=1 and train in one process, or choose another loss."
-            )
-            raise ConfigError(message)
         sizes = [torch.stack([loss.part_sizes(level.target, level.weight) for level in part]) for part in levels]
         return list(self._ranks.add(torch.stack(sizes).sum(dim=0)))
 
@@ -177,13 +171,12 @@ def _at(batch: Batch, shape: tuple[int, ...], loss: TrainingLoss) -> Batch:
     """What is taught, on the grid of a level."""
     if tuple(batch.image.shape[2:]) == shape:
         return batch
-    ignored = getattr(loss, "ignore_index", None)
     target, weight = coarser(
         batch.target,
         batch.weight,
         shape,
         with_background=loss.activation == "softmax",
-        ignore_index=ignored,
+        ignore_index=loss.ignore_index,
     )
     return replace(batch, target=target, weight=weight)
 

@@ -50,11 +50,11 @@ class Ended:
 class Started:
     """A command that is running."""
 
-    def __init__(self, words, folder):
+    def __init__(self, words, folder, environment):
         self._streams = [folder / f".{name}-{os.urandom(4).hex()}" for name in ("out", "err")]
         _server()  # the environment of the server is that of the first use
         self.process = multiprocessing.get_context("forkserver").Process(
-            target=_run, args=([str(word) for word in words], folder, *self._streams)
+            target=_run, args=([str(word) for word in words], folder, *self._streams, environment)
         )
         self.process.start()
 
@@ -67,8 +67,9 @@ class Started:
         return Ended(self.process.exitcode, out, err)
 
 
-def start(*words, folder):
-    return Started(words, folder)
+def start(*words, folder, **environment):
+    """Start a command, with these variables of the environment besides."""
+    return Started(words, folder, environment)
 
 
 def run(*words, folder):
@@ -106,8 +107,9 @@ def _server():
     multiprocessing.set_forkserver_preload(SLOW)
 
 
-def _run(words, folder, out, err):
+def _run(words, folder, out, err, environment):
     os.chdir(folder)
+    os.environ.update(environment)
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, stream.fileno())

@@ -30,6 +30,7 @@ NEEDED = {
     "check": ["data.dataset=d.json"],
     "plan": ["data.dataset=d.json", "output=o"],
     "suspect": ["output=o"],
+    "summarize": ["runs=r"],
     "info": [],
 }
 # The groups that other verbs than train have too are chosen in these as well.

@@ -174,6 +174,7 @@ def test_a_value_of_another_type_is_refused(override, match):
         ("network.norm=layer", "network: norm must be .*got 'layer'"),
         ("network.channels=[8]", "network: channels must name at least 3 levels, got .8."),
         ("network.dropout=1", "network: dropout must be .*got 1"),
+        ("network.deep_supervision=2", "network: deep_supervision must be in 0..1, .* of 3, got 2"),
         ("sampling.lesion_fraction=1.5", "sampling: lesion_fraction must be in .0, 1., got 1.5"),
         (
             "sampling.transplant_probability=1",

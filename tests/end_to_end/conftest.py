@@ -1,11 +1,11 @@
-"""Lets the tests of this folder import the commands of tests/cli, and makes the dataset that they share."""
+"""Lets the tests of this folder import what is beside them and tests/cli, and makes the dataset that they share."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "cli")]
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,17 @@ from matplotlib.image import imread
 
 from medfocal.errors import InputError
 from medfocal.report import figures, write_curves
-from medfocal.report.figures import COLUMNS, DARK, LIGHT, best_epoch, draw_froc, draw_training, read_metrics, visible
+from medfocal.report.figures import (
+    COLUMNS,
+    DARK,
+    LIGHT,
+    NEWER_COLUMNS,
+    best_epoch,
+    draw_froc,
+    draw_training,
+    read_metrics,
+    visible,
+)
 from medfocal.train.loop import METRICS
 
 EPOCHS = [
@@ -27,6 +37,10 @@ EPOCHS = [
     "6,1500,0.43,0.0,30.2,0.75,0.62,0.5,0.6,31",
     "7,1750,0.43,0.0,30.2,0.75,0.61,0.5,0.7,31",
 ]
+
+# Of the same epochs: num_skipped, lesion_sensitivity_low, lesion_sensitivity_high.
+NEWER = ["0,,", "0,0.3,0.7", "3,,", "0,0.5,0.9", "1,0.55,0.9", "0,0.5,0.95", ",0.5,0.9"]
+WITH_NEWER = [f"{old},{new}" for old, new in zip(EPOCHS, NEWER, strict=True)]
 
 
 def metrics_file(folder, rows=EPOCHS, columns=COLUMNS):
@@ -154,7 +168,7 @@ def test_the_best_epoch_has_the_highest_sensitivity_then_cpm_then_comes_last(tmp
 
 
 def test_the_report_reads_the_columns_that_training_writes():
-    assert set(COLUMNS) <= set(METRICS)
+    assert {*COLUMNS, *NEWER_COLUMNS} <= set(METRICS)
 
 
 def test_without_validation_there_is_no_best_epoch(tmp_path):
@@ -194,6 +208,59 @@ def test_the_words_of_the_training_curves_hold_the_numbers(tmp_path):
     assert loss.words == "Training loss per epoch, 0.9 in the first and 0.43 in the last."
     assert rate.words == "Learning rate per epoch, 0 in the last."
     assert validation.words == "Validation: lesion sensitivity is highest at epoch 6, 0.75."
+
+
+def panel(draw, metrics):
+    axes = figures._figure((4.0, 3.0), LIGHT).add_subplot()
+    draw(axes, metrics, LIGHT)
+    return axes
+
+
+def test_the_interval_of_the_validation_is_shaded_over_the_validated_epochs(tmp_path):
+    metrics = read_metrics(metrics_file(tmp_path, WITH_NEWER, (*COLUMNS, *NEWER_COLUMNS)))
+    axes = panel(figures._validation, metrics)
+    (band,) = axes.collections
+    corners = {tuple(corner) for corner in band.get_paths()[0].vertices.tolist()}
+    low, high = {(2, 0.3), (4, 0.5), (5, 0.55), (6, 0.5), (7, 0.5)}, {(2, 0.7), (4, 0.9), (5, 0.9), (6, 0.95), (7, 0.9)}
+    assert corners == low | high
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["lesion sensitivity", "its interval", "CPM", "voxel Dice", "kept epoch: 6"]
+
+
+def test_the_interval_of_one_validation_is_a_bar(tmp_path):
+    metrics = read_metrics(metrics_file(tmp_path, WITH_NEWER[:3], (*COLUMNS, *NEWER_COLUMNS)))
+    (bar,) = panel(figures._validation, metrics).collections
+    assert bar.get_segments()[0].tolist() == [[2, 0.3], [2, 0.7]]
+
+
+def test_skipped_steps_are_marked_at_their_epochs_and_counted(tmp_path):
+    metrics = read_metrics(metrics_file(tmp_path, WITH_NEWER, (*COLUMNS, *NEWER_COLUMNS)))
+    axes = panel(figures._loss, metrics)
+    (label,) = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert label == "4 steps skipped, in 2 epochs"
+    assert [x for x, _ in line(axes, label)] == [3, 5]
+
+
+def test_where_no_step_was_skipped_nothing_is_said_of_it(tmp_path):
+    rows = [f"{epoch},0,," for epoch in EPOCHS]
+    axes = panel(figures._loss, read_metrics(metrics_file(tmp_path, rows, (*COLUMNS, *NEWER_COLUMNS))))
+    assert axes.get_legend() is None
+
+
+def test_an_older_metrics_file_gives_curves_without_intervals(tmp_path):
+    metrics = read_metrics(metrics_file(tmp_path))
+    assert all(math.isnan(row[name]) for row in metrics for name in NEWER_COLUMNS)
+    assert not panel(figures._validation, metrics).collections
+    assert panel(figures._loss, metrics).get_legend() is None
+
+
+def test_the_words_hold_the_interval_and_the_skipped_steps(tmp_path):
+    metrics = read_metrics(metrics_file(tmp_path, WITH_NEWER, (*COLUMNS, *NEWER_COLUMNS)))
+    loss, _, validation = draw_training(metrics)
+    assert loss.words == (
+        "Training loss per epoch, 0.9 in the first and 0.43 in the last; 4 steps skipped in 2 epochs."
+    )
+    assert validation.words == "Validation: lesion sensitivity is highest at epoch 6, 0.75 (interval 0.50 to 0.95)."
 
 
 @pytest.mark.parametrize("rows", [EPOCHS, EPOCHS[:1], []], ids=["seven epochs", "one epoch", "no epoch"])

@@ -5,19 +5,34 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import random
+import resource
+import signal
 
 import numpy as np
 import pytest
 import torch
 
 from medfocal.errors import ModelError, ResourceError
-from medfocal.train.checkpoint import load_checkpoint, save_checkpoint
+from medfocal.train.checkpoint import (
+    FORMAT_VERSION,
+    keep_as,
+    load_checkpoint,
+    random_state,
+    save_checkpoint,
+    set_random_state,
+)
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def _random_state_is_put_back():
+    before = random.getstate(), np.random.get_state(legacy=True)  # noqa: NPY002
     with torch.random.fork_rng():
         yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002
 
 
 def names(folder):
@@ -33,9 +48,9 @@ def state():
     return {"epoch": 3, "network": {"w": weights}, "optimizer": optimizer.state_dict(), "best": [0.5, float("-inf")]}
 
 
-def test_a_checkpoint_gives_back_values_and_random_numbers(tmp_path):
-    torch.manual_seed(5)
+def test_a_checkpoint_gives_back_values_and_leaves_random_generators_alone(tmp_path):
     save_checkpoint(tmp_path / "deep" / "last.pt", state())
+    torch.manual_seed(77)
     expected = torch.rand(4)
     torch.manual_seed(77)
     found = load_checkpoint(tmp_path / "deep" / "last.pt")
@@ -45,6 +60,63 @@ def test_a_checkpoint_gives_back_values_and_random_numbers(tmp_path):
     assert torch.equal(found["network"]["w"], state()["network"]["w"])
     assert torch.equal(found["optimizer"]["state"][0]["exp_avg_sq"], state()["optimizer"]["state"][0]["exp_avg_sq"])
     assert names(tmp_path / "deep") == ["last.pt"]
+
+
+def draw():
+    """Of each generator, also the half of a pair of normal numbers that numpy and Python keep for the next call."""
+    python = [random.gauss(0, 1), random.random()]
+    return [*python, *np.random.standard_normal(3), *np.random.random(2), *torch.rand(3).tolist()]  # noqa: NPY002
+
+
+def test_random_generators_go_on_where_they_were_after_a_way_through_a_file(tmp_path):
+    draw()
+    save_checkpoint(tmp_path / "last.pt", {"random": [random_state(CPU)]})
+    expected = draw()
+    draw()
+    set_random_state(load_checkpoint(tmp_path / "last.pt")["random"], 0, CPU)
+    assert draw() == expected
+
+
+def test_each_process_gets_its_own_generators_back_and_a_new_one_gets_its_own():
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(random_state(CPU))
+    drawn = []
+    for rank in range(4):
+        set_random_state(states, rank, CPU)
+        drawn.append(torch.rand(3).tolist())
+    for rank, seed in enumerate((1, 2)):
+        torch.manual_seed(seed)
+        assert torch.rand(3).tolist() == drawn[rank]
+    assert len({tuple(values) for values in drawn}) == 4
+
+
+@pytest.mark.parametrize(
+    "states",
+    [[], [None], [{}], [{"python": [3, [1, 2], None]}], [{"python": "x"}], [{"torch": torch.ones(3)}], "no list"],
+)
+def test_states_of_generators_that_make_no_sense_are_refused(states):
+    whole = random_state(CPU)
+    states = [whole | entry if isinstance(entry, dict) and entry else entry for entry in states]
+    with pytest.raises(ModelError, match="states of random generators make no sense"):
+        set_random_state(states, 0, CPU)
+
+
+def test_the_checkpoint_before_keeps_a_second_name(tmp_path):
+    last, previous = tmp_path / "last.pt", tmp_path / "previous.pt"
+    keep_as(last, previous)
+    assert names(tmp_path) == []
+    for number in range(4):
+        keep_as(last, previous)
+        assert last.exists() == (number > 0)  # at no moment is there none
+        save_checkpoint(last, {"number": number})
+        keep_as(previous, tmp_path / "other.pt")  # a third name changes nothing
+    assert [load_checkpoint(path)["number"] for path in (last, previous)] == [3, 2]
+    keep_as(last, previous)
+    keep_as(last, previous)  # as after a kill in between: both names are of one file
+    assert load_checkpoint(previous)["number"] == 3
+    assert names(tmp_path) == ["last.pt", "other.pt", "previous.pt"]
 
 
 def saved(folder):
@@ -63,13 +135,14 @@ def test_one_flipped_bit_in_the_weights_is_found_though_torch_reads_on(tmp_path)
         load_checkpoint(path)
 
 
-def test_cut_off_empty_and_random_content_is_damaged(tmp_path):
+def test_cut_off_empty_and_random_content_is_damaged_and_advice_can_be_given(tmp_path):
     path = saved(tmp_path)
     whole = path.read_bytes()
-    for content in (whole[: len(whole) // 2], whole[:-30], b"", b"\x80\x02", np.random.default_rng(0).bytes(2000)):
+    cuts = [whole[:length] for length in np.linspace(1, len(whole) - 1, 20).astype(int)]
+    for content in (*cuts, b"", b"\x80\x02", np.random.default_rng(0).bytes(2000)):
         path.write_bytes(content)
-        with pytest.raises(ModelError, match=r"is damaged or not one of medfocal's: .* Remove it to start"):
-            load_checkpoint(path)
+        with pytest.raises(ModelError, match=r"is damaged or not one of medfocal's: .* Ask the cook\.$"):
+            load_checkpoint(path, advice="Ask the cook.")
 
 
 def test_random_damage_is_a_model_error_or_harmless(tmp_path):
@@ -108,7 +181,9 @@ class Bomb:
 def test_a_foreign_pickle_is_refused_without_running_it(tmp_path, legacy):
     content = io.BytesIO()
     torch.save(
-        {"format_version": 2, "network": Bomb(tmp_path / "ran")}, content, _use_new_zipfile_serialization=not legacy
+        {"format_version": FORMAT_VERSION, "network": Bomb(tmp_path / "ran")},
+        content,
+        _use_new_zipfile_serialization=not legacy,
     )
     path = tmp_path / "last.pt"
     for data in (content.getvalue(), pickle.dumps(Bomb(tmp_path / "ran"))):
@@ -121,17 +196,10 @@ def test_a_foreign_pickle_is_refused_without_running_it(tmp_path, legacy):
     assert (tmp_path / "ran").exists()  # the bomb works
 
 
-@pytest.mark.parametrize("content", [{"format_version": 1}, {}, [1, 2], torch.ones(3)])
+@pytest.mark.parametrize("content", [{"format_version": 2}, {}, [1, 2], torch.ones(3)])
 def test_another_version_and_another_kind_are_refused(tmp_path, content):
     torch.save(content, tmp_path / "last.pt")
-    with pytest.raises(ModelError, match=r"has format version .*; this program reads 2"):
-        load_checkpoint(tmp_path / "last.pt")
-
-
-@pytest.mark.parametrize("random", [None, {}, {"cpu": torch.ones(3)}, {"cpu": torch.ones(3, dtype=torch.uint8)}])
-def test_a_checkpoint_without_a_usable_random_state_is_refused(tmp_path, random):
-    torch.save({"format_version": 2, "random": random}, tmp_path / "last.pt")
-    with pytest.raises(ModelError, match="is damaged or not one of medfocal's"):
+    with pytest.raises(ModelError, match=rf"has format version .*; this program reads {FORMAT_VERSION}"):
         load_checkpoint(tmp_path / "last.pt")
 
 
@@ -148,3 +216,25 @@ def test_a_file_in_the_way_is_a_resource_error(tmp_path):
     (tmp_path / "checkpoints").write_text("mine")
     with pytest.raises(ResourceError, match="cannot make the folder"):
         save_checkpoint(tmp_path / "checkpoints" / "last.pt", {})
+
+
+def fill_the_disk(folder):
+    """In a process of its own: no file may grow larger than the checkpoint there is."""
+    limit = (folder / "last.pt").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        save_checkpoint(folder / "last.pt", {"more": torch.ones(limit)})
+    except ResourceError as error:
+        os._exit(7 if "cannot write" in str(error) else 8)
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path):
+    before = saved(tmp_path).read_bytes()
+    child = os.fork()
+    if child == 0:
+        fill_the_disk(tmp_path)
+        os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert (tmp_path / "last.pt").read_bytes() == before
+    assert names(tmp_path) == ["last.pt"]

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from medfocal.errors import ConfigError
-from medfocal.infer.window import uses_bfloat16
+from medfocal.infer.window import reduced_type
 from medfocal.networks import UNet3d
-from medfocal.train.loop import trains_in_bfloat16
+from medfocal.train.loop import training_type
 
 CPU = torch.device("cpu")
 NETWORK = UNet3d(in_channels=1, out_channels=2, channels=(4, 8, 16))  # a quarter of the patch at the lowest level
-native = pytest.mark.skipif(not uses_bfloat16("auto", CPU), reason="this CPU has no bfloat16 of its own")
+native = pytest.mark.skipif(reduced_type("auto", CPU) is None, reason="this CPU has no bfloat16 of its own")
 
 
 def gradient_is_right(shape, *, repeats=5):
@@ -42,18 +42,18 @@ def test_where_bfloat16_is_used_its_gradients_are_right(shape):
 @pytest.mark.parametrize("patch_size", [(8, 16, 16), (4, 16, 16)])
 def test_float32_is_taken_where_a_level_has_two_voxels_along_the_first_axis(patch_size, caplog):
     with caplog.at_level(logging.INFO, logger="medfocal"):
-        assert not trains_in_bfloat16(NETWORK, patch_size, "auto", CPU)
+        assert training_type(NETWORK, patch_size, "auto", CPU) is None
     assert "training in float32" in caplog.text
     with pytest.raises(ConfigError, match="wrong gradients on a CPU"):
-        trains_in_bfloat16(NETWORK, patch_size, "bf16", CPU)
+        training_type(NETWORK, patch_size, "bf16", CPU)
 
 
 @native
 @pytest.mark.parametrize("patch_size", [(16, 8, 8), (12, 16, 16), (24, 24, 16)])
 def test_else_bfloat16_is_used_where_the_cpu_has_it(patch_size):
-    assert trains_in_bfloat16(NETWORK, patch_size, "auto", CPU)
-    assert trains_in_bfloat16(NETWORK, patch_size, "bf16", CPU)
+    assert training_type(NETWORK, patch_size, "auto", CPU) is torch.bfloat16
+    assert training_type(NETWORK, patch_size, "bf16", CPU) is torch.bfloat16
 
 
 def test_float32_stays_float32():
-    assert not trains_in_bfloat16(NETWORK, (16, 16, 16), "float32", CPU)
+    assert training_type(NETWORK, (16, 16, 16), "float32", CPU) is None

@@ -5,38 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sound_settings import SOUND
 
-from medfocal.train.settings import SamplingSettings, TrainerSettings
-
-SOUND = TrainerSettings(
-    max_epochs=2,
-    steps_per_epoch=3,
-    batch_size=1,
-    accumulate=1,
-    validate_every=1,
-    validation_false_positives=1.0,
-    patience=None,
-    gradient_clip_norm=None,
-    max_skipped_steps=3,
-    ema_decay=None,
-    prior_bias=True,
-    curriculum={},
-    initial_weights=None,
-    precision="auto",
-    tf32=True,
-    compile="auto",
-    channels_last=False,
-    checkpoint_activations=False,
-    sharding="none",
-    deterministic=True,
-    checkpoint_minutes=10.0,
-    num_threads=None,
-    window_size=None,
-    window_overlap=0.5,
-    window_batch=1,
-    save_test_predictions=False,
-    save_validation_predictions=False,
-)
+from medfocal.train.settings import SamplingSettings
 
 
 def test_sound_settings_pass():
@@ -82,3 +53,9 @@ def test_which_lesions_are_drawn_cannot_be_said_where_none_is(changes):
     )
     with pytest.raises(ValueError, match="lesion_fraction 0"):
         settings.check()
+
+
+def test_parts_of_a_batch_must_be_equal():
+    with pytest.raises(ValueError, match=r"batch_size 6 cannot be computed in 4 equal parts \(accumulate\)"):
+        replace(SOUND, batch_size=6, accumulate=4).check()
+    replace(SOUND, batch_size=6, accumulate=3).check()
