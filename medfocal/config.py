@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -297,6 +298,8 @@ def register() -> None:
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
         store.store(name=f"{verb}_schema", node=schema)
+    # The plugin has a schema of the same name as our file, which Hydra holds the file to, with a warning that it will not.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/ray' is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("conf_file", lambda name: str(conf_directory() / name), replace=True)
 
 

@@ -227,7 +227,7 @@ class _Grid:
         share = min(1.0, max(0.0, (row.primary.mean - self.low) / self.span))
         colour = tuple(pale + share * (deep - pale) for pale, deep in zip(PALE, DEEP, strict=True))
         axes.add_patch(Rectangle(**place, facecolor=colour, edgecolor="none"))
-        ink = LIGHT_TEXT if share > 0.5 else DARK_TEXT
+        ink = LIGHT_TEXT if share > 0.68 else DARK_TEXT
         axes.text(j, i - 0.14, f"{row.primary.mean:.3f}", ha="center", va="center", fontsize=10, color=ink)
         axes.text(j, i + 0.24, f"n={len(row.primary.values)}", ha="center", va="center", fontsize=7.5, color=ink)
 

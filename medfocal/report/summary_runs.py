@@ -188,16 +188,17 @@ def _read_run(folder: Path, settings: Mapping[str, Any]) -> Run:
     names = [name for name in ("validation", "test") if (folder / name / "evaluation.json").exists()]
     # Reports are what a run writes last, and a longer one removes those of fewer epochs.
     is_reported = all((folder / name / "report.html").exists() for name in names)
-    if _whole(card.get("num_epochs"), folder, CARD) >= max_epochs and is_reported:
+    num_epochs = _whole(card.get("num_epochs"), folder)
+    if (num_epochs >= max_epochs or card.get("stopped_early") is True) and is_reported:
         results = {name: read_result(folder / name / "evaluation.json", _rate_of(name, settings)) for name in names}
-        kept = _whole(card.get("epoch"), folder, CARD)
+        kept = _whole(card.get("epoch"), folder)
         if kept not in {epoch.number for epoch in epochs}:
             message = f"'{folder / METRICS}' has no row of epoch {kept}, which the model is of"
             raise InputError(message)
         return Run(
             folder=folder,
             state=State.FINISHED,
-            words=f"finished, epoch {kept} of {max_epochs} kept",
+            words=f"finished, epoch {kept} of {num_epochs} kept",
             settings=settings,
             epochs=epochs,
             kept=kept,
@@ -412,10 +413,10 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _whole(value: Any, folder: Path, name: str) -> int:
+def _whole(value: Any, folder: Path) -> int:
     if value is None:
         return 0
     if not isinstance(value, int):
-        message = f"'{folder / 'model' / name}': the number of an epoch is {value!r}"
+        message = f"'{folder / 'model' / CARD}': the number of an epoch is {value!r}"
         raise InputError(message)
     return value

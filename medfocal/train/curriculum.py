@@ -57,9 +57,9 @@ class Curriculum:
 
         A compiled loss has gamma, alpha, label smoothing and cap as constants in its code. A new value for each epoch
         would compile it anew: some 2 s each on 2 CPU cores, saved only after 450 steps with two patches of 64^3 voxels
-        (Dice + focal loss at gamma 1.37: eager 7.7 ms, compiled 3.4 ms), and 3 MB that stay. So while one of these moves,
-        backend="auto" is eager, and from the last point on what it always is. It depends on `progress` alone, so that
-        a training that was interrupted goes on with the same numbers. backend="compiled" compiles for each value.
+        (Dice + focal loss at gamma 1.37: eager 7.7 ms, compiled 3.4 ms), and 3 MB that stay. So while one of these
+        moves, backend="auto" is eager, and from the last point on what it always is. It depends on `progress` alone,
+        so that a training that was interrupted goes on with the same numbers. backend="compiled" compiles each value.
 
         Args:
             progress: Share of training that is done.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -214,7 +213,7 @@ def _axes_of_nnunet(values: object) -> tuple[int, ...]:
     """Which of nnU-Net's axes is I, J and K: it reads images as (K, J, I) and transposes them as its plans say."""
     for key in ("init_args", "plans", "transpose_forward"):
         values = values.get(key) if isinstance(values, Mapping) else None
-    if not isinstance(values, list) or values not in [list(order) for order in itertools.permutations(range(3))]:
+    if not isinstance(values, list) or any(type(axis) is not int for axis in values) or sorted(values) != [0, 1, 2]:
         return (2, 1, 0)
     return (values.index(2), values.index(1), values.index(0))
 

@@ -298,7 +298,7 @@ def _write_reports(folder: Path, record: Mapping[str, Any], initial: Mapping[str
         log_annotations(record)
     if initial is not None:
         write_json(folder / "initial_weights.json", initial)
-        LOG.info("%d of %d weights are those of '%s'", initial["matched"], initial["of"], initial["source"])
+        LOG.info("%s", initial["summary"])
 
 
 def _evaluate_model(

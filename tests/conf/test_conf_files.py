@@ -145,7 +145,7 @@ def assert_augments(augment):
 @pytest.mark.parametrize("pair", [pair for pair in ALL if pair[0] == "train"], ids=names)
 def test_the_yaml_names_exactly_the_arguments_of_its_constructor(pair):
     values = OmegaConf.to_container(composed(pair[0], *pair[1]))
-    for group in ("loss", "network", "schedule", "smoothing", "augment"):
+    for group in ("loss", "network", "schedule", "smoothing", "augment", "tracking"):
         target = config.resolve_target(group, values[group])
         wanted = set(inspect.signature(target).parameters) - {"in_channels", "out_channels"}
         assert set(values[group]) - {"_target_"} == wanted

@@ -201,7 +201,7 @@ def test_a_card_altered_into_nonsense_is_refused(folder, path, value):
 @pytest.mark.parametrize("name", ["unet3d", "__builtins__", "os.system", None])
 def test_only_a_public_network_is_built(folder, name):
     edit(folder, lambda values: values["network"].update(name=name))
-    with pytest.raises(ModelError, match=rf"asks for the network {name!r}; known are UNet3d"):
+    with pytest.raises(ModelError, match=rf"asks for the network {name!r}; known are ResidualUNet3d, UNet3d"):
         load_model(folder)
 
 

@@ -46,7 +46,7 @@ class TinyCase:
         return {"case": self.name, "patient": self.patient or self.name}
 
 
-TEST_CASES = (TinyCase("t1", (0.9, 0.4), (0.6,)), TinyCase("t2", (0.7,), (0.3, 0.8)))
+TEST_CASES = (TinyCase("t1", (0.9, 0.4), (0.6, 0.5, 0.45)), TinyCase("t2", (0.7,), (0.3, 0.8)))
 VALIDATION_CASES = (TinyCase("v1", (0.9, None), (0.2,)), TinyCase("v2", (0.8,), ()))
 TRAINING_CASES = (TinyCase("a"), TinyCase("b"))
 

@@ -2,18 +2,22 @@
 
 import base64
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from summary_folders import SHAPE, TinyCase, make_run, read_csv, read_json
+from summary_folders import AFFINE, SHAPE, TinyCase, make_run, read_csv, read_json
 
+from medfocal.evaluate import Protocol, evaluate_case, evaluate_cases, judge, write_evaluation
 from medfocal.evaluate.pairs import find_pairs
+from medfocal.evaluate.pool import pool
 from medfocal.report.summary import compare_runs, summarize_runs
 from medfocal.report.summary_figures import draw_heat_map
-from medfocal.report.summary_folds import write_out_of_fold
+from medfocal.report.summary_folds import pool_rows, write_out_of_fold
 from medfocal.report.summary_page import write_summary_page
+from medfocal.report.tables import read_records
 from medfocal.volume import Volume, write_volume
 
 CASES = [
@@ -227,3 +231,28 @@ def test_names_of_files_and_settings_are_no_markup(tmp_path):
     assert hostile not in html
     assert "<b>&" not in html
     assert 'href="javascript' not in html
+
+
+def test_a_pool_of_written_rows_is_the_pool_of_the_cases(tmp_path):
+    """Ignored lesions, their candidates and doubles among them."""
+    protocol = Protocol(num_resamples=0, threshold=0.5, min_volume_mm3=4.0, duplicates="ignored")
+    tables = []
+    for case, patient, high in (("x", "p2", 0.9), ("y", "p1", 0.3), ("z", "p2", 0.0)):
+        reference, probability = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE)
+        reference[2:9, 3:5, 1] = 1  # a lesion with a candidate at each end
+        reference[15, 15, 4] = reference[20, 5, 6] = 1  # two that are too small
+        for place, confidence in (((2, 3, 1), high), ((8, 4, 1), 0.55), ((15, 15, 4), 0.95), ((12, 18, 2), 0.8)):
+            probability[place] = confidence
+        tables.append(evaluate_case(reference, probability, AFFINE, case=case, patient=patient, protocol=protocol))
+    tables.append(evaluate_case(reference * 0, probability * 0, AFFINE, case="empty", protocol=protocol))
+    small = np.zeros(SHAPE, np.uint8)
+    small[15, 15, 4] = 1
+    tables.append(evaluate_case(small, probability, AFFINE, case="uncertain", protocol=protocol))
+    write_evaluation(evaluate_cases(tables, protocol), tmp_path)
+    read = read_records(tmp_path)
+    assert {row["verdict"] for row in read.candidates} == {"true", "false", "double", "ignored"}
+    found = pool_rows(read.cases, read.lesions, read.candidates, diameter=protocol.diameter)
+    wanted = pool([judge(table, protocol) for table in tables])
+    for field in fields(wanted):
+        if field.name != "case_litres":  # the files do not hold it
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(wanted, field.name), err_msg=field.name)

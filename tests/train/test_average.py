@@ -33,7 +33,7 @@ def test_it_is_the_weighted_mean_that_a_loop_over_numbers_gives(decay):
         share = min(decay, (1 + number) / (10 + number))
         for i in range(2):
             for j in range(3):
-                expected[i, j] = share * expected[i, j] + (1 - share) * float(net[0].weight[i, j])
+                expected[i, j] = share * expected[i, j] + (1 - share) * net[0].weight[i, j].item()
     assert mean.num_steps == 40
     np.testing.assert_allclose(mean.network[0].weight.numpy(), expected, rtol=1e-5, atol=1e-6)  # float32 against 64
 

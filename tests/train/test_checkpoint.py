@@ -6,8 +6,8 @@ import io
 import os
 import pickle
 import random
-import resource
-import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -218,23 +218,29 @@ def test_a_file_in_the_way_is_a_resource_error(tmp_path):
         save_checkpoint(tmp_path / "checkpoints" / "last.pt", {})
 
 
-def fill_the_disk(folder):
-    """In a process of its own: no file may grow larger than the checkpoint there is."""
-    limit = (folder / "last.pt").stat().st_size
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        save_checkpoint(folder / "last.pt", {"more": torch.ones(limit)})
-    except ResourceError as error:
-        os._exit(7 if "cannot write" in str(error) else 8)
+FILL_THE_DISK = """
+import resource, signal, sys
+from pathlib import Path
+import torch
+from medfocal.errors import ResourceError
+from medfocal.train.checkpoint import save_checkpoint
+path = Path(sys.argv[1])
+limit = path.stat().st_size
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    save_checkpoint(path, {"more": torch.ones(limit)})
+except ResourceError as error:
+    print(error)
+"""
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_else(tmp_path):
-    before = saved(tmp_path).read_bytes()
-    child = os.fork()
-    if child == 0:
-        fill_the_disk(tmp_path)
-        os._exit(9)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert (tmp_path / "last.pt").read_bytes() == before
+    """In a process whose files may not grow larger than the checkpoint there is."""
+    path = saved(tmp_path)
+    before = path.read_bytes()
+    command = [sys.executable, "-c", FILL_THE_DISK, str(path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stdout.startswith(f"cannot write '{path}': ")
+    assert path.read_bytes() == before
     assert names(tmp_path) == ["last.pt"]

@@ -45,8 +45,8 @@ def test_each_value_of_a_list_moves():
 
 
 def test_text_in_a_list_stays():
-    curriculum = Curriculum({"cap": [[0.2, ["zero", 0.125]], [0.4, ["zero", 0.375]]]})
-    assert [curriculum.at(share)["cap"] for share in (0, 0.3, 1)] == [["zero", 0.125], ["zero", 0.25], ["zero", 0.375]]
+    curriculum = Curriculum({"cap": [[0.25, ["zero", 0.125]], [0.75, ["zero", 0.375]]]})
+    assert [curriculum.at(share)["cap"] for share in (0, 0.5, 1)] == [["zero", 0.125], ["zero", 0.25], ["zero", 0.375]]
 
 
 def test_arguments_move_independently():
@@ -149,7 +149,7 @@ def test_loss_at_a_share_is_the_loss_of_these_values():
         ({}, []),
         (GAMMA, [0.2, 0.3, 0.5, 0.6]),
         ({"gamma": [[0, 0], [0.3, 2], [0.6, 2], [1, 1]]}, [0, 0.2, 0.6, 0.9]),
-        ({"cap": [[0.2, ["zero", 0.1]], [0.6, ["zero", 0.2]]]}, [0.2, 0.3]),
+        ({"cap": [[0.2, ["zero", 0.1]], [0.6, ["zero", 0.2]]]}, [0.2, 0.3, 0.5]),
         ({"focal_weight": [[0, 1], [1, 20]]}, []),  # a factor on what the compiled code gives
     ],
     ids=str,

@@ -34,9 +34,19 @@ class NnUNet:
         axes: Which of our axes its axes are; kernels and strides are given in ours.
     """
 
-    def __init__(self, *, residual, in_channels=2, num_classes=3, kernels=KERNELS, channels=CHANNELS, axes=(2, 1, 0)):
+    def __init__(
+        self,
+        *,
+        residual,
+        in_channels=2,
+        num_classes=3,
+        kernels=KERNELS,
+        strides=STRIDES,
+        channels=CHANNELS,
+        axes=(2, 1, 0),
+    ):
         self.residual, self.channels, self.axes = residual, channels, axes
-        self.kernels, self.strides = ([[each[axis] for axis in axes] for each in of] for of in (kernels, STRIDES))
+        self.kernels, self.strides = ([[each[axis] for axis in axes] for each in of] for of in (kernels, strides))
         self.random = torch.Generator().manual_seed(8)
         self.state = {}
         self.last = len(channels) - 1
@@ -172,6 +182,15 @@ def test_an_nnunet_checkpoint_gives_the_logits_of_its_network_at_all_levels(tmp_
     assert report["source"] == str(path)
 
 
+def test_a_shortcut_that_changes_the_number_of_features_without_a_stride_is_found(tmp_path):
+    strides = [STRIDES[0], STRIDES[1], [1, 1, 1], STRIDES[3]]
+    theirs = NnUNet(residual=True, strides=strides)
+    assert "encoder.stages.2.blocks.0.skip.0.norm.weight" in theirs.state
+    ours = network(residual=True, strides=strides, upsample_bias=True).eval()
+    assert load_initial_weights(ours, save(tmp_path / "w.pth", theirs.state))["left_random"] == []
+    torch.testing.assert_close(ours(IMAGE), theirs(IMAGE)[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("plans", "axes"),
     [
@@ -180,6 +199,8 @@ def test_an_nnunet_checkpoint_gives_the_logits_of_its_network_at_all_levels(tmp_
         ({"transpose_forward": [2, 1, 0]}, (0, 1, 2)),
         ({"transpose_forward": [0, 0, 1]}, (2, 1, 0)),
         ({"transpose_forward": "021"}, (2, 1, 0)),
+        ({"transpose_forward": 3}, (2, 1, 0)),
+        ({"transpose_forward": [torch.zeros(2), 1, 2]}, (2, 1, 0)),
         ("none", (2, 1, 0)),
     ],
 )

@@ -1,6 +1,6 @@
-"""A real Slurm of one node, started with a key, ports and folders of its own, and stopped afterwards.
+"""A real Slurm of two nodes on this machine, with a key, ports and folders of its own, stopped afterwards.
 
-`python tests/clusters/one_node_slurm.py COMMAND …` runs a command within one. Debian: `apt-get install slurm-wlm munge`.
+`python tests/clusters/small_slurm.py COMMAND …` runs a command within one. Debian: `apt-get install slurm-wlm munge`.
 """
 
 import contextlib
@@ -16,23 +16,24 @@ from pathlib import Path
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 
-# Requeued jobs wait until their old credential has expired, which is 120 s by default.
+# Requeued jobs wait until their old credential has expired, which is 120 s by default. The nodes claim more CPUs than
+# there are, so that jobs fit which ask for eight.
 CONFIGURATION = """
-ClusterName=one_node
+ClusterName=small
 SlurmctldHost={host}({address})
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+SlurmctldPort={ports[0]}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool_%n
+SlurmdParameters=config_overrides
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd_%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd_%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 MpiDefault=none
@@ -45,8 +46,9 @@ JobRequeue=1
 ReturnToService=2
 KillWait=15
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,sched_min_interval=0
-NodeName={host} NodeAddr={address} CPUs={cpus} State=UNKNOWN
-PartitionName=all Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+NodeName=node1 NodeHostname={host} NodeAddr={address} Port={ports[1]} CPUs=16 State=UNKNOWN
+NodeName=node2 NodeHostname={host} NodeAddr={address} Port={ports[2]} CPUs=16 State=UNKNOWN
+PartitionName=all Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 """
 
 
@@ -63,8 +65,8 @@ def missing():
 
 
 @contextlib.contextmanager
-def one_node_slurm(folder):
-    """Start the three daemons, wait until the node is idle, and end them when done.
+def small_slurm(folder):
+    """Start the daemons, wait until the nodes are idle, and end them when done.
 
     Args:
         folder: For their state and logs; new.
@@ -72,7 +74,7 @@ def one_node_slurm(folder):
     Yields:
         Environment for the commands of Slurm.
     """
-    for name in ("state", "spool"):
+    for name in ("state", "spool_node1", "spool_node2"):
         (folder / name).mkdir(parents=True)
     key = folder / "munge.key"
     key.touch(mode=0o600)
@@ -83,37 +85,34 @@ def one_node_slurm(folder):
             folder=folder,
             host=socket.gethostname(),
             address=_address(),
-            controller_port=_free_port(),
-            node_port=_free_port(),
-            cpus=os.cpu_count(),
+            ports=_free_ports(3),
         )
     )
     environment = os.environ | {"SLURM_CONF": str(configuration), "PATH": _path()}
     munged = ["munged", "--foreground", "--force", f"--key-file={key}", f"--socket={folder}/munge.socket"]
     munged += [f"--{name}-file={folder}/munged.{name}" for name in ("pid", "log", "seed")]
-    commands = (munged, ["slurmctld", "-D", "-c"], ["slurmd", "-D"])
+    commands = (munged, ["slurmctld", "-D", "-c"], ["slurmd", "-D", "-N", "node1"], ["slurmd", "-D", "-N", "node2"])
     with contextlib.ExitStack() as running:
         for command in commands:
-            log = running.enter_context((folder / f"{command[0]}.out").open("wb"))
+            log = running.enter_context((folder / f"{command[0]}.out").open("ab"))
             process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
             )
             running.callback(_end, process)
             if command is munged:
                 _wait(folder, lambda: (folder / "munge.socket").exists(), "munged opens its socket")
-        _wait(folder, lambda: "idle" in _node_state(environment), "the node is idle")
+        _wait(folder, lambda: _num_idle(environment) == 2, "both nodes are idle")
         try:
             yield environment
         finally:
             subprocess.run(["scancel", "--user=root"], env=environment, check=False)
-            _wait(folder, lambda: "idle" in _node_state(environment), "all jobs have ended")
+            _wait(folder, lambda: _num_idle(environment) == 2, "all jobs have ended")
 
 
-def _node_state(environment):
-    found = subprocess.run(
-        ["sinfo", "--noheader", "--format=%t"], env=environment, capture_output=True, text=True, check=False
-    )
-    return found.stdout
+def _num_idle(environment):
+    command = ["sinfo", "--noheader", "--Node", "--format=%t"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return found.stdout.split().count("idle")
 
 
 def _wait(folder, is_so, what):
@@ -138,10 +137,12 @@ def _path():
     return os.environ.get("PATH", os.defpath) + os.pathsep + "/usr/sbin"
 
 
-def _free_port():
-    with socket.socket() as made:
-        made.bind(("", 0))
-        return made.getsockname()[1]
+def _free_ports(number):
+    with contextlib.ExitStack() as held:
+        made = [held.enter_context(socket.socket()) for _ in range(number)]
+        for each in made:
+            each.bind(("", 0))
+        return [each.getsockname()[1] for each in made]
 
 
 def _address():
@@ -158,5 +159,5 @@ def _address():
 if __name__ == "__main__":
     if reason := missing():
         sys.exit(reason)
-    with tempfile.TemporaryDirectory() as folder, one_node_slurm(Path(folder) / "slurm") as environment:
+    with tempfile.TemporaryDirectory() as folder, small_slurm(Path(folder) / "slurm") as environment:
         sys.exit(subprocess.run(sys.argv[1:], env=environment, check=False).returncode)

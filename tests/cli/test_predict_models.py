@@ -1,0 +1,76 @@
+"""`medfocal predict` with one model or several."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from commands import assert_refused, run
+
+from medfocal.data.transforms import Preprocessing
+from medfocal.model import ModelCard, OperatingPoint, save_model
+from medfocal.networks import UNet3d
+from medfocal.volume import Volume, write_volume
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two models and an image."""
+    for seed, threshold in ((1, 0.2), (2, 0.6)):
+        torch.manual_seed(seed)
+        network = UNet3d(in_channels=1, out_channels=2, channels=[4, 4, 4])
+        card = ModelCard(
+            name="trial",
+            network={"name": "UNet3d", "arguments": network.arguments},
+            channels=("MR",),
+            labels={0: "background", 1: "lesion"},
+            activation="softmax",
+            preprocessing=Preprocessing(),
+            window={"size": [16, 16, 16], "overlap": 0.5, "batch": 2, "precision": "float32"},
+            candidates={"extent_ratio": 0.5, "floor": 0.01, "connectivity": 26, "confidence": "max"},
+            operating_points=(OperatingPoint(name="own", threshold=threshold, source="validation"),),
+        )
+        save_model(tmp_path / f"model{seed}", network, card)
+    image = np.random.default_rng(0).normal(size=(20, 18, 16)).astype(np.float32)
+    write_volume(tmp_path / "a.nii.gz", Volume(image, np.diag([0.5, 1.0, 3.0, 1.0])))
+    return tmp_path
+
+
+def predicted(folder, *words):
+    ended = run("predict", *words, "input=a.nii.gz", "output=o", "device=cpu", folder=folder)
+    assert ended.code == 0, ended.err
+    return ended, json.loads((folder / "o" / "run.json").read_text("utf-8"))
+
+
+def test_several_models_are_averaged_and_the_mean_threshold_is_told_for_what_it_is(folder):
+    ended, record = predicted(folder, "model=[model1,model2]")
+    assert len(record["members"]) == 2
+    assert record["threshold"] == pytest.approx(0.4)
+    words = " ".join((ended.out + ended.err).split())
+    assert "threshold 0.4 is the mean of the models' own" in words
+    assert "it was not chosen for the ensemble" in words
+
+
+def test_a_given_threshold_is_taken_without_a_word(folder):
+    ended, record = predicted(folder, "model=[model1,model2]", "threshold=0.5")
+    assert record["threshold"] == 0.5
+    assert "mean of the models" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("word", ["model=model1", "model=[model1]"])
+def test_one_model_alone_keeps_its_own_threshold(folder, word):
+    ended, record = predicted(folder, word)
+    assert record["threshold"] == 0.2
+    assert "members" not in record
+    assert "mean of the models" not in ended.out + ended.err
+
+
+@pytest.mark.parametrize("word", ["model=[]", "model=5", "model=[model1,7]", "model={a:1}", "model=''", "model=null"])
+def test_what_names_no_model_is_refused(folder, word):
+    ended = run("predict", word, "input=a.nii.gz", "output=o", folder=folder)
+    assert_refused(ended, 2, "model must be a model's folder or a list such as [DIR1,DIR2]")
+
+
+def test_a_missing_member_is_refused_by_name(folder):
+    ended = run("predict", "model=[model1,nowhere]", "input=a.nii.gz", "output=o", folder=folder)
+    assert_refused(ended, 4, "'nowhere' is not a model folder")
