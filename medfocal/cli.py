@@ -156,12 +156,18 @@ def _hand_to_hydra(verb: str, words: Sequence[str], plan: str | None) -> None:
             message = "-m starts one training after another in one process; start torchrun once for each instead"
             raise ConfigError(message)
     first = [_first_of_sweep(override) for override in overrides]
-    check_hydra(compose(verb, [word for word in first if word], with_hydra=True))
+    hydra_conf = compose(verb, [word for word in first if word], with_hydra=True)
+    check_hydra(hydra_conf)
+    is_search = "direction" in hydra_conf.hydra.sweeper
     register()
 
     def task(conf: Any) -> float | None:
         register()  # a launcher may have started another process for this
-        return FUNCTIONS[verb](_with_name_of_run(_with_no_other_plan(check(conf), plan)))
+        found = FUNCTIONS[verb](_with_name_of_run(_with_no_other_plan(check(conf), plan)))
+        if found is None and is_search:
+            message = f"this {verb} gives no figure to search by; a training does where a validation case has a lesion"
+            raise ConfigError(message)
+        return found
 
     # Without this Hydra prints errors itself and exits with 1, whatever happened.
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -211,6 +217,7 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
     from medfocal.data.dataset import DataSettings
     from medfocal.files import make_folder
     from medfocal.infer.window import choose_device
+    from medfocal.model import read_card
     from medfocal.progress import say
     from medfocal.report.runs import report_run
     from medfocal.train import run
@@ -226,7 +233,7 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
     settings = TrainerSettings(**conf["trainer"])
     if run.is_finished(folder, manifest, settings.max_epochs):
         say(f"the run '{folder}' is finished; raise trainer.max_epochs to go on, or take another run.id")
-        return None
+        return read_card(folder / "model")[0].operating_points[0].lesion_sensitivity
     augmentation: Any = config.build("augment", conf["augment"])
     tracking: Any = config.build("tracking", conf["tracking"])
     result = run.run_training(

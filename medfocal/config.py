@@ -298,7 +298,7 @@ def register() -> None:
     store = ConfigStore.instance()
     for verb, schema in SCHEMAS.items():
         store.store(name=f"{verb}_schema", node=schema)
-    # The plugin has a schema of the same name as our file, which Hydra holds the file to, with a warning that it will not.
+    # The plugin has a schema of the same name as our file; Hydra holds the file to it and warns that one day it won't.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/ray' is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("conf_file", lambda name: str(conf_directory() / name), replace=True)
 
@@ -477,18 +477,18 @@ def check_hydra(conf: DictConfig) -> None:
     if OmegaConf.select(conf.hydra, "sweeper.custom_search_space") is not None:
         message = "hydra.sweeper.custom_search_space: it names a function to call; state the search in settings"
         raise ConfigError(message)
-    for name in map(str, called.values()):
-        plugin = ".".join(name.split(".")[:2])
-        if plugin in EXTRAS and not _is_installed(plugin):
-            message = f"{name.rpartition('.')[2]} is not installed: pip install 'medfocal[{EXTRAS[plugin]}]'"
-            raise ConfigError(message)
     for key in ("nodes", "tasks_per_node"):
         number = OmegaConf.select(conf.hydra, f"launcher.{key}")
         if number not in (None, 1):
             message = (
-                f"hydra.launcher.{key}={number} would start the same run {number} times in one folder; a job of a sweep "
-                f"is one process. For a training on several GPUs: sbatch {conf_directory() / 'cluster' / 'train.sbatch'}"
+                f"hydra.launcher.{key}={number} would start the same run {number} times in one folder; a job of a "
+                f"sweep is one process. Several GPUs train together by '{conf_directory() / 'cluster'}/train.sbatch'."
             )
+            raise ConfigError(message)
+    for name in map(str, called.values()):
+        plugin = ".".join(name.split(".")[:2])
+        if plugin in EXTRAS and not _is_installed(plugin):
+            message = f"{name.rpartition('.')[2]} is not installed: pip install 'medfocal[{EXTRAS[plugin]}]'"
             raise ConfigError(message)
 
 

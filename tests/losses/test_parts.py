@@ -135,6 +135,12 @@ def test_parts_add_up_for_each_meaning_of_soft_targets(normalize, meaning, activ
     assert_same(loss, *example(activation, soft=True), [1, 3])
 
 
+@both_activations
+def test_parts_add_up_where_logits_pass_the_margin(activation):
+    loss = MarginFocalLoss(margin=0.5, activation=activation, ignore_index=IGNORED)
+    assert_same(loss, *example(activation), [1, 3])
+
+
 def test_parts_add_up_without_the_term_of_the_background():
     loss = FocalLoss(normalize="weight", include_background=False, ignore_index=IGNORED)
     assert_same(loss, *example("softmax"), [1, 3])

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import urllib.parse
 from dataclasses import fields
 from pathlib import Path
 
@@ -224,12 +225,17 @@ def test_three_settings_have_colours_and_the_others_are_counted(tmp_path, monkey
 
 def test_names_of_files_and_settings_are_no_markup(tmp_path):
     hostile = "<script>alert(1)</script>"
-    make_run(tmp_path / "runs" / "a'<b>&", settings={"loss.note": hostile})
+    make_run(tmp_path / "runs" / "a'<b>&#1 %41", settings={"loss.note": hostile})
     make_run(tmp_path / "runs" / "javascript:x", settings={"loss.note": "y"})
     write_summary_page(tmp_path / "o" / "p.html", compare_runs([tmp_path / "runs"]))
     html = (tmp_path / "o" / "p.html").read_text("utf-8")
     assert hostile not in html
     assert "<b>&" not in html
+    addresses = [address for address in re.findall(r'href="(\./[^"]+)"', html) if "%3Cb" in address]
+    assert len(addresses) == 2
+    for address in addresses:
+        assert "#" not in address
+        assert (tmp_path / "o" / urllib.parse.unquote(address)).is_file()
     assert 'href="javascript' not in html
 
 

@@ -79,7 +79,7 @@ def faults(ranks):
     taken = []
     for bad, stop, save in ((True, False, False), (False, True, False), (False, False, True), (False, False, False)):
         torch.manual_seed(3)
-        network = UNet3d(in_channels=1, out_channels=2, channels=(4, 8))
+        network = UNet3d(in_channels=1, out_channels=2, channels=(4, 8, 16))
         stepper = TrainingStep(
             network,
             partial(torch.optim.SGD, lr=0.3),

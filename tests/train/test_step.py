@@ -87,7 +87,7 @@ def test_what_one_process_finds_or_is_asked_all_know(two):
 def stepper(*, network=None, lr=0.1, **changes):
     torch.manual_seed(0)
     return TrainingStep(
-        network or UNet3d(in_channels=1, out_channels=2, channels=(4, 8)),
+        network or UNet3d(in_channels=1, out_channels=2, channels=(4, 8, 16)),
         partial(torch.optim.SGD, lr=lr, momentum=0.9),
         settings=replace(SOUND, batch_size=4, **changes),
         autocast=None,
@@ -162,7 +162,7 @@ def test_other_memory_layout_and_activations_computed_twice_give_the_same_steps(
 
 
 def test_cuda_graphs_need_a_gpu_and_auto_leaves_the_cpu_alone():
-    network = UNet3d(in_channels=1, out_channels=2, channels=(4, 8))
+    network = UNet3d(in_channels=1, out_channels=2, channels=(4, 8, 16))
     for choice in (Compile.AUTO, Compile.OFF):
         assert compiled(network, choice, CPU) is network
     with pytest.raises(ConfigError, match="cuda_graphs needs a GPU"):
