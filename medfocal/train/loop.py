@@ -404,8 +404,8 @@ def _refuse_parts(loss: Any, settings: TrainerSettings, ranks: Ranks) -> None:
     """Refuse what cannot be computed in parts."""
     if settings.accumulate * ranks.count > 1 and loss.why_not_split is not None:
         message = (
-            f"loss: {loss.why_not_split}, so a batch cannot be computed in parts. Set trainer.accumulate=1 and train in "
-            "one process, or choose another loss."
+            f"loss: {loss.why_not_split}, so a batch cannot be computed in parts. Change that, or set "
+            "trainer.accumulate=1 and train in one process."
         )
         raise ConfigError(message)
     if settings.batch_size % (ranks.count * settings.accumulate):

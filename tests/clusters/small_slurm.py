@@ -100,7 +100,7 @@ def small_slurm(folder):
             )
             running.callback(_end, process)
             if command is munged:
-                _wait(folder, lambda: (folder / "munge.socket").exists(), "munged opens its socket")
+                _wait(folder, (folder / "munge.socket").exists, "munged opens its socket")
         _wait(folder, lambda: _num_idle(environment) == 2, "both nodes are idle")
         try:
             yield environment
