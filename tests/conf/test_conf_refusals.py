@@ -195,7 +195,7 @@ def test_a_value_of_another_type_is_refused(override, match):
         ("augment.mirror_axes=[3]", "augment: mirror_axes must be some of 0, 1 and 2"),
         ("trainer.max_epochs=0", "trainer: max_epochs must be at least 1, got 0"),
         ("trainer.window_overlap=1", "trainer: overlap must be in .0, 1., got 1"),
-        ("trainer.precision=fp8", "trainer: precision must be one of auto, bf16, float32, got 'fp8'"),
+        ("trainer.precision=fp8", "trainer: precision must be one of auto, bf16, fp16, float32, got 'fp8'"),
         ("evaluate.level=1", "evaluate: level must be in .0, 1., got 1"),
         ("evaluate.confidence=mean", "evaluate: confidence must be one of .*'mean'"),
         ("evaluate.connectivity=8", "evaluate: connectivity must be one of .*got 8"),

@@ -288,7 +288,7 @@ VALUES = st.one_of(
 @settings(max_examples=400, deadline=None)
 @given(numpies.arrays(np.float32, st.tuples(st.integers(1, 2), *[st.integers(1, 3)] * 3), elements=VALUES))
 def test_half_precision_keeps_the_body_and_three_digits(image):
-    """Rounding is by 2^-11 of a value at most (2^-25 near 0), twice that where the body would be lost."""
+    """Rounding is by 2^-11 of a value at most (2^-25 near 0); where the body would be lost a step of 2^-10 comes on top."""
     body = body_of(*stored_image(image, np.dtype(np.float32)))
     half, background = stored_image(image, HALF)
     assert half.dtype == np.float16
@@ -297,7 +297,7 @@ def test_half_precision_keeps_the_body_and_three_digits(image):
     allowed = np.maximum(np.abs(image) * 2.0**-11, 2.0**-25)
     rounded = image.astype(np.float16)
     moved = half != rounded
-    assert (np.abs(half.astype(np.float64) - image) <= np.where(moved, 2, 1) * allowed).all()
+    assert (np.abs(half.astype(np.float64) - image) <= np.where(moved, 3, 1) * allowed).all()
     assert not moved[1:].any()
     assert (rounded[:, moved[0]] == background.astype(np.float16)[:, None]).all()
 

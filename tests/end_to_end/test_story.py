@@ -78,7 +78,14 @@ def test_check_finds_no_fault_and_counts_the_cases(dataset, tmp_path):
 
 def test_the_run_folder_holds_what_the_contract_says_and_nothing_else(home, manifest):
     wanted = {"config.yaml", "environment.json", "split.json", "metrics.csv", "visits.csv", "train.log", "curves.png"}
-    wanted |= {"checkpoints/last.pt", "checkpoints/best.pt", "model/model.json", "model/weights.safetensors"}
+    wanted |= {
+        ".lock",
+        "checkpoints/last.pt",
+        "checkpoints/previous.pt",
+        "checkpoints/best.pt",
+        "model/model.json",
+        "model/weights.safetensors",
+    }
     wanted |= {f"{split}/{name}" for split in ("validation", "test") for name in EVALUATION}
     tails = ("mask.nii.gz", "probability.nii.gz", "candidates.csv")
     wanted |= {f"test/predictions/{case.name}_{tail}" for case in manifest.split("test") for tail in tails}
@@ -93,8 +100,17 @@ def test_training_says_where_its_results_are(story):
 
 
 def test_metrics_have_a_row_an_epoch_and_the_columns_of_the_contract(home):
-    columns = ["epoch", "step", "loss", "dropped_share", "learning_rate", "seconds"]
-    columns += ["lesion_sensitivity", "cpm", "threshold", "voxel_dice", "num_lesions"]
+    columns = ["epoch", "step", "loss", "dropped_share", "num_skipped", "learning_rate", "seconds", "wait_share"]
+    columns += [
+        "patches_per_second",
+        "lesion_sensitivity",
+        "lesion_sensitivity_low",
+        "lesion_sensitivity_high",
+        "cpm",
+        "threshold",
+        "voxel_dice",
+        "num_lesions",
+    ]
     table = rows(home / "metrics.csv")
     assert list(table[0]) == columns
     assert [(row["epoch"], row["step"]) for row in table] == [("1", "3"), ("2", "6")]

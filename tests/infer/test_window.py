@@ -130,7 +130,7 @@ def test_lesion_classes_add_under_softmax_and_the_highest_counts_under_sigmoid()
         ({"size": (8, 8, 8), "overlap": 1.0}, r"overlap must be in \[0, 1\), got 1.0"),
         ({"size": (8, 8, 8), "overlap": -0.1}, r"overlap must be in \[0, 1\), got -0.1"),
         ({"size": (8, 8, 8), "batch": 0}, "batch must be at least 1, got 0"),
-        ({"size": (8, 8, 8), "precision": "fp16"}, "precision must be one of auto, bf16, float32, got 'fp16'"),
+        ({"size": (8, 8, 8), "precision": "fp8"}, "precision must be one of auto, bf16, fp16, float32, got 'fp8'"),
     ],
 )
 def test_a_window_out_of_range_is_refused(arguments, message):

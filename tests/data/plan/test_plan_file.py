@@ -101,11 +101,15 @@ def test_what_is_proposed_of_the_data_stands_for_what_was_given(tmp_path):
     path = tmp_path / "plan.yaml"
     write_plan(path, proposals, head=[], data=DATA | {"num_folds": None, "fold": None, "fold_seed": 3})
     found = read_plan(path)
-    assert {key: found[f"data.{key}"] for key in ("num_folds", "fold", "fold_seed")} == {
-        "num_folds": 5,
-        "fold": 0,
-        "fold_seed": 3,
-    }
+    assert (found["data.num_folds"], found["data.fold_seed"]) == (5, 3)
+    assert found["fold"] == 0
+    assert "data.fold" not in found  # which would outlast fold=1 on the command line
+
+
+def test_a_fold_that_was_given_is_that_of_the_training(tmp_path):
+    path = tmp_path / "plan.yaml"
+    write_plan(path, PROPOSALS, head=[], data=DATA | {"num_folds": 3, "fold": 2})
+    assert read_plan(path)["fold"] == 2
 
 
 def test_a_mapping_is_a_value_where_a_setting_may_have_one(tmp_path):
