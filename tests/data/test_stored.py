@@ -288,7 +288,7 @@ VALUES = st.one_of(
 @settings(max_examples=400, deadline=None)
 @given(numpies.arrays(np.float32, st.tuples(st.integers(1, 2), *[st.integers(1, 3)] * 3), elements=VALUES))
 def test_half_precision_keeps_the_body_and_three_digits(image):
-    """Rounding is by 2^-11 of a value at most (2^-25 near 0); where the body would be lost a step of 2^-10 comes on top."""
+    """Rounding is by 2^-11 of a value at most (2^-25 near 0), and 2^-10 more where the body would be lost."""
     body = body_of(*stored_image(image, np.dtype(np.float32)))
     half, background = stored_image(image, HALF)
     assert half.dtype == np.float16
