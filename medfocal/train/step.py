@@ -184,7 +184,7 @@ def _at(batch: Batch, shape: tuple[int, ...], loss: TrainingLoss) -> Batch:
 def compiled(network: Callable[..., Any], choice: Compile, device: torch.device) -> Callable[..., Any]:
     """The network as it is called in training: compiled, or as it is.
 
-    "auto" compiles on a GPU. On a CPU it does not: docs/benchmarks/train-cpu.md says what it would bring and cost.
+    "auto" compiles on a GPU. On a CPU it does not, as compiling needs a C++ compiler there, and time.
     """
     if choice is Compile.OFF or (choice is Compile.AUTO and device.type == "cpu"):
         return network
