@@ -57,7 +57,9 @@ def main(num_kills, seed=1):
                     process.send_signal(number)
                     said, _ = process.communicate()
                     killed += 1
-                went_on = next((line for line in said.splitlines() if line.startswith("continuing")), "before it could go on")
+                went_on = next(
+                    (line for line in said.splitlines() if line.startswith("continuing")), "before it could go on"
+                )
                 by = "its end" if number is None else f"{number.name} after {moment:.1f} s"
                 print(f"{run_id}: {went_on}, until {by}, exit code {process.returncode}", flush=True)
                 if number is None:
