@@ -100,9 +100,8 @@ def test_a_job_stopped_for_time_and_then_preempted_ends_with_the_weights_of_an_u
     said.wait_for_epoch(8)
     call(slurm, "scontrol", "requeue", job)  # what a preemption does
     wait_for_end(slurm, job, said)
-    # Within the steps, or while a validation ran, of which the steps are saved.
-    assert said().count("stopped by a signal") + said().count("terminated") == 2, said()
-    assert said().count("continuing after") == 2
+    # Slurm may end a requeued job before it has said that it stops; what counts is that it goes on.
+    assert said().count("continuing after") == 2, said()
     assert weights(tmp_path, "stopped") == undisturbed
 
 
