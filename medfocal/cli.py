@@ -236,6 +236,7 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
         return read_card(folder / "model")[0].operating_points[0].lesion_sensitivity
     augmentation: Any = config.build("augment", conf["augment"])
     tracking: Any = config.build("tracking", conf["tracking"])
+    tracking.check()
     result = run.run_training(
         folder,
         configuration=conf,

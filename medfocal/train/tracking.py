@@ -34,6 +34,9 @@ AXIS = "epoch"
 class NoTracking:
     """Track nothing: `metrics.csv` and `curves.png` are the record."""
 
+    def check(self) -> None:
+        """Nothing is needed."""
+
     def start(self, folder: Path, *, name: str, configuration: Mapping[str, Any], first_epoch: int) -> None:
         """Do nothing."""
 
@@ -58,6 +61,14 @@ class TensorBoard:
         self.folder = None if folder is None else _local_folder(folder)
         self._feed: _Feed | None = None
 
+    def check(self) -> None:
+        """See that TensorBoard is installed, before hours of work.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        _require("tensorboard")
+
     def start(self, folder: Path, *, name: str, configuration: Mapping[str, Any], first_epoch: int) -> None:
         """Begin, or go on after `first_epoch` epochs; what an earlier start showed of later ones is taken back.
 
@@ -70,7 +81,7 @@ class TensorBoard:
         Raises:
             ConfigError: TensorBoard is not installed.
         """
-        _require("tensorboard")
+        self.check()
         place = folder / "tensorboard" if self.folder is None else self.folder / name / folder.name
         self._feed = _Feed("TensorBoard", functools.partial(_EventFile, place, configuration), first_epoch)
 
@@ -107,6 +118,14 @@ class MLflow:
         self.experiment = experiment
         self._feed: _Feed | None = None
 
+    def check(self) -> None:
+        """See that MLflow is installed, before hours of work.
+
+        Raises:
+            ConfigError: It is not.
+        """
+        _require("mlflow", "sqlalchemy", "alembic")
+
     def start(self, folder: Path, *, name: str, configuration: Mapping[str, Any], first_epoch: int) -> None:
         """Begin a run, or go on with that of this run folder.
 
@@ -119,7 +138,7 @@ class MLflow:
         Raises:
             ConfigError: MLflow is not installed.
         """
-        _require("mlflow", "sqlalchemy", "alembic")
+        self.check()
         open_run = functools.partial(_MLflowRun, self.folder, self.experiment or name, folder, configuration)
         self._feed = _Feed("MLflow", open_run, first_epoch)
 
@@ -242,7 +261,7 @@ class _MLflowRun:
         self, folder: Path, experiment: str, run_folder: Path, configuration: Mapping[str, Any], num_done: int
     ) -> None:
         del num_done  # the database knows
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when MLflow is imported
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # asked at each event, also where MONAI has imported MLflow
         from mlflow.tracking import MlflowClient
 
         for name in ("mlflow", "alembic"):  # they tell of every table
