@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Metrics = Sequence[Mapping[str, float]]
 DrawMetrics = Callable[["Axes", Metrics, "Theme"], None]
 
-# Of `medfocal.train.loop.METRICS`, not imported because that needs torch; a test holds the two together.
+# Of `medfocal.train.position.METRICS`, not imported because that needs torch; a test holds the two together.
 COLUMNS = (
     "epoch",
     "step",
@@ -90,12 +90,20 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         message = f"'{path}' has no column {', '.join(missing)}; found {', '.join(columns) or 'none'}."
         raise InputError(message)
     return [
-        {name: _cell(row.get(name), f"'{path}', row {number}, column {name}") for name in (*COLUMNS, *NEWER_COLUMNS)}
+        {
+            name: read_cell(row.get(name), f"'{path}', row {number}, column {name}")
+            for name in (*COLUMNS, *NEWER_COLUMNS)
+        }
         for number, row in enumerate(rows, start=1)
     ]
 
 
-def _cell(text: str | None, where: str) -> float:
+def read_cell(text: str | None, where: str) -> float:
+    """A number of a CSV; NaN where there is none.
+
+    Raises:
+        InputError: It is something else, with the place that `where` names.
+    """
     if not text:
         return math.nan
     try:
@@ -135,9 +143,27 @@ def write_curves(metrics_csv: Path, path: Path) -> Path:
         InputError: `metrics_csv` cannot be used.
     """
     metrics = read_metrics(metrics_csv)
-    figure = _figure((11.0, 3.4), LIGHT)
-    for position, draw in enumerate(TRAINING, start=1):
-        draw(figure.add_subplot(1, 3, position), metrics, LIGHT)
+
+    def draw_all(figure: Figure, theme: Theme) -> None:
+        for position, draw in enumerate(TRAINING, start=1):
+            draw(figure.add_subplot(1, 3, position), metrics, theme)
+
+    return write_png(path, (11.0, 3.4), draw_all)
+
+
+def write_png(path: Path, size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> Path:
+    """Draw on white into a PNG, which takes its name once it is complete.
+
+    Args:
+        path: Of the file.
+        size: Inches.
+        draw: Fills a figure.
+
+    Returns:
+        `path`.
+    """
+    figure = _figure(size, LIGHT)
+    draw(figure, LIGHT)
     with atomic_write(Path(path), "wb") as file:
         figure.savefig(file, format="png", dpi=PNG_DOTS_PER_INCH)
     return Path(path)

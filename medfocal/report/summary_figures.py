@@ -10,8 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medfocal.files import atomic_write
-from medfocal.report.figures import LIGHT, PNG_DOTS_PER_INCH, Drawing, Theme, draw_figure, dress
+from medfocal.report.figures import Drawing, Theme, draw_figure, dress, write_png
 from medfocal.report.summary_runs import Epoch
 from medfocal.report.summary_settings import order_of, text_of
 from medfocal.report.summary_spread import Row
@@ -42,7 +41,7 @@ def write_curves_png(path: Path, rows: Sequence[Row]) -> Path:
         for place, (panel, _) in enumerate(_panels(""), start=1):
             panel(figure.add_subplot(1, 2, place), rows, theme)
 
-    return _write_png(path, (11.0, 4.0), draw)
+    return write_png(path, (11.0, 4.0), draw)
 
 
 def draw_heat_map(keys: Sequence[str], rows: Sequence[Row], at: str) -> Drawing:
@@ -56,19 +55,7 @@ def draw_heat_map(keys: Sequence[str], rows: Sequence[Row], at: str) -> Drawing:
 def write_heat_map_png(path: Path, keys: Sequence[str], rows: Sequence[Row], at: str) -> Path:
     """Draw the same into a PNG."""
     grid = _Grid(keys, rows)
-    return _write_png(path, grid.size, partial(grid.draw, title=f"Validation lesion sensitivity at {at}"))
-
-
-def _write_png(path: Path, size: tuple[float, float], draw: Callable[[Figure, Theme], None]) -> Path:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, layout="constrained", facecolor=LIGHT.paper)
-    FigureCanvasAgg(figure)
-    draw(figure, LIGHT)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=PNG_DOTS_PER_INCH)
-    return path
+    return write_png(path, grid.size, partial(grid.draw, title=f"Validation lesion sensitivity at {at}"))
 
 
 Panel = Callable[["Axes", Sequence[Row], Theme], None]

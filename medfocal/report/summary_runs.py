@@ -17,6 +17,7 @@ from medfocal.data.formats.source import read_json
 from medfocal.errors import InputError, ModelError
 from medfocal.evaluate import Protocol
 from medfocal.model import CARD, read_card
+from medfocal.report.figures import read_cell
 from medfocal.report.tables import count
 
 CONFIGURATION, METRICS, LOG, SPLIT = "config.yaml", "metrics.csv", "train.log", "split.json"
@@ -329,7 +330,7 @@ def read_epochs(path: Path) -> list[Epoch]:
     epochs = []
     for line, row in enumerate(rows, start=2):
         where = f"'{path}', line {line}"
-        value = {name: _cell(row.get(name), f"{where}, column {name}") for name in columns if name in _READ}
+        value = {name: read_cell(row.get(name), f"{where}, column {name}") for name in columns if name in _READ}
         if not value["epoch"] >= 1 or not value["epoch"].is_integer():
             message = f"{where}: the epoch is {row['epoch']!r}, not a whole number from 1"
             raise InputError(message)
@@ -350,16 +351,6 @@ def read_epochs(path: Path) -> list[Epoch]:
 _READ = frozenset(
     {"epoch", "loss", "seconds", "cpm", "lesion_sensitivity", "lesion_sensitivity_low", "lesion_sensitivity_high"}
 )
-
-
-def _cell(text: str | None, where: str) -> float:
-    if not text:
-        return math.nan
-    try:
-        return float(text)
-    except ValueError as error:
-        message = f"{where}: '{text}' is not a number."
-        raise InputError(message) from error
 
 
 def _read_split(path: Path) -> dict[str, dict[str, str]]:

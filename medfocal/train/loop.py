@@ -9,14 +9,13 @@ import math
 import operator
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from typing import Protocol as TypingProtocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from medfocal.data.manifest import LabelScheme
@@ -25,15 +24,11 @@ from medfocal.data.stored import EvaluationCase
 from medfocal.data.targets import TaughtCases
 from medfocal.data.transplant import LesionTransplants
 from medfocal.errors import ConfigError, ModelError
-from medfocal.evaluate import CaseTable, Evaluation, Protocol, evaluate_case, evaluate_cases
-from medfocal.evaluate.froc import froc
-from medfocal.evaluate.judge import judge
-from medfocal.evaluate.pool import pool
+from medfocal.evaluate import Protocol
 from medfocal.files import write_csv
-from medfocal.infer.predict import predict_case
 from medfocal.infer.window import reduced_type
 from medfocal.losses import init_prior_bias_, smoothed_shares
-from medfocal.model import Model, ModelCard, OperatingPoint
+from medfocal.model import ModelCard, OperatingPoint
 from medfocal.progress import track
 from medfocal.train.anomalies import Anomalies
 from medfocal.train.average import RunningMean
@@ -46,28 +41,20 @@ from medfocal.train.checkpoint import (
     set_random_state,
 )
 from medfocal.train.curriculum import Curriculum
+from medfocal.train.position import METRICS, Position
 from medfocal.train.ranks import ALONE, Ranks
 from medfocal.train.records import conf_digest
 from medfocal.train.settings import SamplingSettings, Sharding, TrainerSettings
 from medfocal.train.signals import stop_requests
 from medfocal.train.speed import Speed
 from medfocal.train.step import TrainingStep
-from medfocal.train.visits import VISITS, missed_lesions, tell_visits, write_visits
+from medfocal.train.validation import choose_operating_points, tell_choice, validate
+from medfocal.train.visits import VISITS, tell_visits, write_visits
 
 LOG = logging.getLogger("medfocal.train")
 
-#: Columns of metrics.csv. The last seven are empty for epochs without validation. dropped_share is the share of voxels
-#: that the loss took for mislabelled (cap, trimming), empty for a loss that does not judge labels; num_skipped counts
-#: steps without finite gradients; wait_share is the share of the steps' time that they waited for patches.
-METRICS = (
-    "epoch", "step", "loss", "dropped_share", "num_skipped", "learning_rate", "seconds", "wait_share",
-    "patches_per_second", "lesion_sensitivity", "lesion_sensitivity_low", "lesion_sensitivity_high", "cpm", "threshold",
-    "voxel_dice", "num_lesions",
-)  # fmt: skip
 #: Where they are kept in a run folder: the last, the one before it, and the epoch that is kept.
 LAST, PREVIOUS, BEST = (Path("checkpoints") / f"{name}.pt" for name in ("last", "previous", "best"))
-#: Resamples of patients behind the interval of a validation.
-VALIDATION_RESAMPLES = 500
 
 
 class Tracking(TypingProtocol):
@@ -98,67 +85,6 @@ class Trained:
     epoch: int
     num_epochs: int
     operating_points: tuple[OperatingPoint, ...]
-
-
-@dataclass
-class Position:
-    """How far a training has come; with weights, optimizer and random generators it is what a checkpoint holds.
-
-    Attributes:
-        epoch: From 0.
-        step: Steps that this epoch has taken.
-        rows: Of metrics.csv, for the epochs that are done.
-        best: Lesion sensitivity and CPM of the best validation.
-        num_worse: Validations since then that were no better.
-        visits: How often each lesion was centred and shown in the epochs that are done, `(2, lesions)`.
-        loss_sum: Of the epoch's steps with finite loss.
-        num_dropped: Voxels that its losses took for mislabelled, None where they do not judge.
-        num_voxels: Voxels that they judged.
-        seconds: That its steps took.
-        waited: Seconds of these that they waited for patches.
-    """
-
-    visits: NDArray[np.int64]
-    epoch: int = 0
-    step: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    best: tuple[float, float] = (-math.inf, -math.inf)
-    num_worse: int = 0
-    loss_sum: float = 0.0
-    num_dropped: int | None = None
-    num_voxels: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-
-    def start_epoch(self) -> None:
-        """Go to the next one, of which nothing is known yet."""
-        self.epoch, self.step = self.epoch + 1, 0
-        self.loss_sum, self.num_dropped, self.num_voxels, self.seconds, self.waited = 0.0, None, 0, 0.0, 0.0
-
-    def row(self, settings: TrainerSettings, *, num_skipped: int, learning_rate: float) -> dict[str, Any]:
-        """What metrics.csv says of the steps of this epoch."""
-        num_finite = settings.steps_per_epoch - num_skipped
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "epoch": self.epoch + 1,
-            "step": (self.epoch + 1) * settings.steps_per_epoch,
-            "loss": self.loss_sum / num_finite if num_finite else math.nan,
-            "dropped_share": None if self.num_dropped is None else self.num_dropped / self.num_voxels,
-            "num_skipped": num_skipped,
-            "learning_rate": float(learning_rate),
-            "wait_share": round(self.waited / seconds, 4),
-            "patches_per_second": round(settings.steps_per_epoch * settings.batch_size / seconds, 2),
-        }
-
-    def to_state(self) -> dict[str, Any]:
-        """In plain values."""
-        return {**{f.name: getattr(self, f.name) for f in fields(self)}, "visits": self.visits.tolist()}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Position:
-        """Back from plain values."""
-        visits = np.array(state["visits"], np.int64).reshape(2, -1)
-        return cls(**{**state, "visits": visits, "best": tuple(state["best"])})
 
 
 def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
@@ -497,115 +423,6 @@ def training_type(network: Any, patch_size: Sequence[int], precision: str, devic
         raise ConfigError(message)
     LOG.info("%s; training in float32", what)
     return None
-
-
-def validate(
-    network: nn.Module,
-    cases: Sequence[EvaluationCase],
-    card: ModelCard,
-    protocol: Protocol,
-    settings: TrainerSettings,
-    device: torch.device,
-    ranks: Ranks = ALONE,
-) -> tuple[dict[str, Any], tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """What metrics.csv keeps of a validation, and the volumes of lesions and which of them were missed.
-
-    The processes share out the cases; each gets the same answer.
-    """
-    tables = ranks.in_order(evaluate_network(network, ranks.own(cases), card, protocol, device))
-    answer = None
-    if ranks.is_first:
-        found = evaluate_cases(tables, replace(protocol, num_resamples=0))
-        figures = validation_figures(found, tables, settings.validation_false_positives, protocol)
-        answer = figures, missed_lesions(found, figures["threshold"])
-    answer = ranks.told_by_first(answer)
-    assert answer is not None, "the first one has said"
-    return answer
-
-
-def evaluate_network(
-    network: nn.Module,
-    cases: Sequence[EvaluationCase],
-    card: ModelCard,
-    protocol: Protocol,
-    device: torch.device,
-) -> list[CaseTable]:
-    """Measure whole cases on their own grids."""
-    model = Model(network, card, weights_sha256="")
-    tables = []
-    for case in track(cases, "validate", len(cases)):
-        found = predict_case(model, case.prepared(), device=device)
-        tables.append(
-            evaluate_case(
-                np.asarray(case.reference),
-                found.probability,
-                case.grid.affine,
-                case=case.case.name,
-                patient=case.case.patient,
-                protocol=protocol,
-                ignore=None if case.ignore is None else np.asarray(case.ignore),
-            )
-        )
-    return tables
-
-
-def validation_figures(
-    evaluation: Evaluation, tables: Sequence[CaseTable], rate: float, protocol: Protocol
-) -> dict[str, Any]:
-    """What metrics.csv keeps of a validation: the FROC at `rate` false positives per case, with its interval."""
-    found = froc(
-        pool([judge(table, protocol) for table in tables]),
-        (rate,),
-        level=protocol.level,
-        num_resamples=min(VALIDATION_RESAMPLES, protocol.num_resamples),
-        seed=protocol.seed,
-        interval=protocol.interval,
-    )
-    (point,) = found.points
-    return {
-        "lesion_sensitivity": point.lesion_sensitivity,
-        "lesion_sensitivity_low": point.low,
-        "lesion_sensitivity_high": point.high,
-        "cpm": evaluation.froc.cpm,
-        "threshold": min(point.threshold, 1.0),  # infinite: not even the surest candidate may count
-        "voxel_dice": evaluation.voxel_dice.mean,
-        "num_lesions": evaluation.num_lesions,
-    }
-
-
-def tell_choice(rows: Sequence[Mapping[str, Any]], epoch: int) -> None:
-    """Log the kept epoch, and how many others did as well within its interval: among them the choice is chance."""
-    chosen = next((row for row in rows if row["epoch"] == epoch), {})
-    if not chosen.get("num_lesions"):
-        return
-    low, high = chosen["lesion_sensitivity_low"], chosen["lesion_sensitivity_high"]
-    validated = [row for row in rows if row.get("num_lesions") and row["epoch"] != epoch]
-    alike = sum(low <= row["lesion_sensitivity"] <= high for row in validated)
-    LOG.info(
-        "kept epoch %d: lesion sensitivity %.2f, interval %.2f to %.2f on %d lesions%s",
-        epoch, chosen["lesion_sensitivity"], low, high, chosen["num_lesions"],
-        f"; {alike} of the {len(validated)} other validated epochs lie within it, so the choice among them may be "
-        "chance" if alike else "",
-    )  # fmt: skip
-
-
-def choose_operating_points(
-    row: Mapping[str, Any], settings: TrainerSettings, protocol: Protocol
-) -> tuple[OperatingPoint, ...]:
-    """The operating point of the kept epoch, from its row of metrics.csv."""
-    rate = settings.validation_false_positives
-    if not row.get("num_lesions"):
-        return (OperatingPoint(name="default", threshold=protocol.threshold, source="default"),)
-    return (
-        OperatingPoint(
-            name=f"{rate:g} false positive{'' if rate == 1 else 's'} per case",
-            threshold=row["threshold"],
-            source="validation",
-            lesion_sensitivity=row["lesion_sensitivity"],
-            false_positives_per_case=rate,
-            num_lesions=row["num_lesions"],
-        ),
-    )
 
 
 def describe(row: Mapping[str, Any], settings: TrainerSettings) -> str:

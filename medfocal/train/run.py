@@ -412,7 +412,7 @@ def _refuse_unfit_loss(
         message = f"loss: {error}{why}"
         raise ConfigError(message) from error
     loss.take_num_dropped()  # those of this trial
-    ignored = getattr(loss, "ignore_index", None)
+    ignored = loss.ignore_index
     if ignored == 0 or set(labels) - {0} == {ignored}:
         classes = ", ".join(f"{number} is {name}" for number, name in labels.items())
         message = (

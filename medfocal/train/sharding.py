@@ -46,7 +46,6 @@ class SpreadNetwork:
     ) -> None:
         self.network = self.forward = self.whole = network
         self._is_sharded = sharding is Sharding.FSDP and ranks.count > 1
-        self._ranks = ranks
         if self._is_sharded:
             self.whole = copy.deepcopy(network)
             fully_shard(network)
@@ -57,7 +56,8 @@ class SpreadNetwork:
 
     def without_sync(self, *, wanted: bool) -> AbstractContextManager[None]:
         """Within it, gradients stay in this process, as those of all but the last part of a batch do."""
-        if isinstance(self.network, FSDPModule):
+        if self._is_sharded:
+            assert isinstance(self.network, FSDPModule), "fully_shard makes it one"
             self.network.set_requires_gradient_sync(not wanted)
         elif wanted and isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()

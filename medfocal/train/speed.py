@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
+from medfocal.train.position import Position
 from medfocal.train.settings import TrainerSettings
 
 Item = TypeVar("Item")
-
-
-class Times(Protocol):
-    """What is written to: a `medfocal.train.loop.Position`."""
-
-    epoch: int
-    step: int
-    loss_sum: float
-    seconds: float
-    waited: float
 
 
 class Speed:
@@ -32,8 +24,8 @@ class Speed:
         device: Whose memory is told, where it is a GPU.
     """
 
-    def __init__(self, at: Any, settings: TrainerSettings, device: torch.device) -> None:
-        self._at: Times = at
+    def __init__(self, at: Position, settings: TrainerSettings, device: torch.device) -> None:
+        self._at = at
         self._settings = settings
         self._device = device
         self._first_step, self._seconds_before = at.step, at.seconds
@@ -56,7 +48,7 @@ class Speed:
         self._at.seconds += now - self._since
         self._since = now
         self._loss = loss
-        if loss - loss == 0:  # neither infinite nor NaN
+        if math.isfinite(loss):
             self._at.loss_sum += loss
 
     def describe(self) -> str:

@@ -153,8 +153,8 @@ class TrainingStep:
         weights = level_weights(len(outputs))
         found: Any = 0.0
         for number, (logits, level) in enumerate(zip(outputs, levels, strict=True)):
-            divided_by = {} if whole is None else {"whole": whole[number]}
-            found = found + weights[number] * loss(logits.float(), level.target, weight=level.weight, **divided_by)
+            of = None if whole is None else whole[number]
+            found = found + weights[number] * loss(logits.float(), level.target, weight=level.weight, whole=of)
             self.num_voxels += logits[:, 0].numel()
         total: Tensor = found
         return total

@@ -26,7 +26,7 @@ from medfocal.report.figures import (
     read_metrics,
     visible,
 )
-from medfocal.train.loop import METRICS
+from medfocal.train.position import METRICS
 
 EPOCHS = [
     "1,250,0.9,0.001,31.0,,,,,",

@@ -8,7 +8,8 @@ import pytest
 from sound_settings import SOUND
 
 from medfocal.train.checkpoint import load_checkpoint, save_checkpoint
-from medfocal.train.loop import Position, choose_operating_points, tell_choice
+from medfocal.train.position import Position
+from medfocal.train.validation import choose_operating_points, tell_choice
 
 PLACE = Position(
     visits=np.array([[3, 0, 1], [4, 2, 2]], np.int64),
