@@ -37,6 +37,7 @@ LOG = logging.getLogger("medfocal.train")
 MAY_CHANGE = (
     *("run.id", "run.resume", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.compress", "cache.workers"),
     *("trainer.max_epochs", "trainer.num_threads", "trainer.checkpoint_minutes", "device", "debug"),
+    *("tracking._target_", "tracking.folder", "tracking.experiment"),
 )
 #: What a run is computed with; another of these when a run goes on is told and recorded.
 COMPUTED_WITH = ("medfocal", "git_commit", "python", "device", "num_processes", "packages")

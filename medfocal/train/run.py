@@ -19,6 +19,7 @@ from medfocal import __version__
 from medfocal.annotations.fusion import Fusion
 from medfocal.annotations.target import AnnotationSettings, Smoothing
 from medfocal.data.cache import Cache
+from medfocal.data.formats.source import read_json
 from medfocal.data.manifest import Case, LabelScheme, Manifest
 from medfocal.data.stored import Precision, TrainingCase
 from medfocal.data.targets import (
@@ -54,6 +55,8 @@ from medfocal.train.tracking import NoTracking
 
 LOG = logging.getLogger("medfocal.train")
 
+#: What `load_initial_weights` reports, in a run folder.
+INITIAL_WEIGHTS = "initial_weights.json"
 #: Splits that a run evaluates at its end.
 EVALUATED = ("validation", "test")
 
@@ -190,7 +193,9 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
         _refuse_unfit_loss(build_loss(), num_outputs, manifest.labels, soft=is_soft, weighted=taught.is_weighted)
 
         report = None
-        if settings.initial_weights is not None and not (folder / LAST).exists():
+        if settings.initial_weights is not None and (folder / LAST).exists():  # it began with them
+            report = read_json(folder / INITIAL_WEIGHTS, "record of the weights that the run began with")
+        elif settings.initial_weights is not None:
             report = load_initial_weights(network, Path(settings.initial_weights))
         ranks.wait()  # all have looked into the folder
         if ranks.is_first:
@@ -297,7 +302,7 @@ def _write_reports(folder: Path, record: Mapping[str, Any], initial: Mapping[str
         write_json(folder / "annotations.json", record)
         log_annotations(record)
     if initial is not None:
-        write_json(folder / "initial_weights.json", initial)
+        write_json(folder / INITIAL_WEIGHTS, initial)
         LOG.info("%s", initial["summary"])
 
 

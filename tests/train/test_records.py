@@ -238,3 +238,10 @@ def test_another_version_is_warned_of_and_recorded_once(run, data, caplog):
     assert not caplog.messages
     back = write(run, data)
     assert [set(entry["now"]) for entry in back["continued"]] == [{"medfocal", "git_commit", "packages"}] * 2
+
+
+def test_what_shows_a_run_elsewhere_is_no_part_of_it():
+    shown = {"tracking": {"_target_": "medfocal.train.tracking.TensorBoard", "folder": "tb"}, "seed": 1}
+    silent = {"tracking": {"_target_": "medfocal.train.tracking.NoTracking"}, "seed": 1}
+    assert conf_digest(shown) == conf_digest(silent)
+    assert conf_digest(shown) != conf_digest(shown | {"seed": 2})
