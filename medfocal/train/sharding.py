@@ -10,12 +10,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from medfocal.train.ranks import Ranks
 from medfocal.train.settings import Sharding
+
+#: States in which every process has all of each tensor.
+WHOLE = StateDictOptions(full_state_dict=True)
 
 
 class SpreadNetwork:
@@ -66,14 +74,14 @@ class SpreadNetwork:
     def gather(self) -> nn.Module:
         """The network with all weights as they are now, in evaluation mode; every process must call it."""
         if self._is_sharded:
-            self.whole.load_state_dict(self.state()[0])
+            self.whole.load_state_dict(get_model_state_dict(self.network, options=WHOLE))
         return self.whole.eval()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Whole states of network and optimizer; every process must call it."""
         if not self._is_sharded:
             return self.network.state_dict(), self.optimizer.state_dict()
-        return get_state_dict(self.network, self.optimizer, options=StateDictOptions(full_state_dict=True))
+        return get_state_dict(self.network, self.optimizer, options=WHOLE)
 
     def load_state(self, network: dict[str, Any], optimizer: dict[str, Any]) -> None:
         """Take whole states; every process must call it."""
@@ -81,7 +89,6 @@ class SpreadNetwork:
             self.network.load_state_dict(network)
             self.optimizer.load_state_dict(optimizer)
             return
-        options = StateDictOptions(full_state_dict=True)
         set_state_dict(
-            self.network, self.optimizer, model_state_dict=network, optim_state_dict=optimizer, options=options
+            self.network, self.optimizer, model_state_dict=network, optim_state_dict=optimizer, options=WHOLE
         )
