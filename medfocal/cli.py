@@ -268,30 +268,42 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
 
 
 def _predict(conf: dict[str, Any]) -> None:
-    from medfocal.infer import Ensemble, load_models, predict
+    from medfocal.infer import PredictSettings, load_models, predict
     from medfocal.infer.window import choose_device
     from medfocal.progress import say
 
+    if conf["tta"] not in ("none", "mirror"):
+        message = f"tta must be none or mirror, got {conf['tta']!r}"
+        raise ConfigError(message)
+    own = ("threshold", "save_probability", "save_spread", "max_memory_mb", "allow_cpu", "keep_going", "resume")
+    try:
+        settings = PredictSettings(
+            **{name: conf[name] for name in own},
+            mirror=conf["tta"] == "mirror",
+            exclude=_path(conf["exclude"]),
+            shard=_shard(conf["shard"]),
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     device = choose_device(conf["device"])
     folders = [conf["model"]] if isinstance(conf["model"], str) else conf["model"]
     model = load_models([Path(folder) for folder in folders], device)
-    if isinstance(model, Ensemble) and conf["threshold"] is None:
-        own = ", ".join(f"{member.card.operating_points[0].threshold:.3g}" for member in model.members)
+    if len(folders) > 1 and conf["threshold"] is None:
         say(
-            f"threshold {model.card.operating_points[0].threshold:.3g} is the mean of the models' own ({own}); it was "
-            "not chosen for the ensemble. To choose one, predict cases that no model has learnt from with "
-            "save_probability=true; medfocal evaluate gives the threshold of each rate of false positives."
+            f"threshold {model.card.operating_points[0].threshold:.3g} is the mean of the models' own; it was not "
+            "chosen for the ensemble. medfocal calibrate chooses one, on cases that no model has learnt from."
         )
     output = Path(conf["output"])
-    masks = predict(
-        model,
-        Path(conf["input"]),
-        output,
-        device=device,
-        threshold=conf["threshold"],
-        save_probability=conf["save_probability"],
-    )
+    masks = predict(model, Path(conf["input"]), output, device=device, settings=settings)
     say(f"{len(masks)} {'case' if len(masks) == 1 else 'cases'}: masks and candidates are in '{output}'")
+
+
+def _shard(value: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", value)
+    if found is None:
+        message = f"shard must be i/n such as 2/8, got {value!r}"
+        raise ConfigError(message)
+    return int(found[1]), int(found[2])
 
 
 def _evaluate(conf: dict[str, Any]) -> None:

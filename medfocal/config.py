@@ -147,6 +147,14 @@ class PredictConfig(CommonConfig):
     device: str = MISSING
     threshold: float | None = None
     save_probability: bool = MISSING
+    save_spread: bool = MISSING
+    tta: str = MISSING
+    exclude: str | None = None
+    max_memory_mb: float | None = None
+    allow_cpu: bool = MISSING
+    keep_going: bool = MISSING
+    resume: bool = MISSING
+    shard: str = MISSING
 
 
 @dataclass

@@ -1,14 +1,16 @@
 """The model folder: what training hands over and prediction needs, and nothing else.
 
-`weights.safetensors` holds tensors only and `model.json` plain values only, so that reading a model from a
-stranger runs none of their code.
+It has one member or several (folds, seeds), whose probabilities are averaged. `*.safetensors` hold tensors only and
+`model.json` plain values only, so that reading a model from a stranger runs none of their code.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -21,16 +23,44 @@ from medfocal.files import atomic_write, make_folder, plain, write_json
 if TYPE_CHECKING:
     import torch
 
-FORMAT_VERSION = 1
-WEIGHTS = "weights.safetensors"
+FORMAT_VERSION = 2
+WEIGHTS = "weights.safetensors"  # of the only member; of several weights_1.safetensors, weights_2.safetensors, …
 CARD = "model.json"
 # What some entries of the card hold, to the letter: a stranger's `_target_` has no place there.
 _KEYS = {
-    "network": ("name", "arguments"),
     "window": ("size", "overlap", "batch", "precision"),
-    "candidates": ("extent_ratio", "floor", "connectivity", "confidence"),
+    "candidates": (
+        *("extent_ratio", "floor", "connectivity", "confidence"),
+        *("cut", "separate", "min_volume_ml", "logistic"),
+    ),
+    "correction": ("gamma", "alpha", "temperature"),
 }
+#: What is said of candidates where nothing else is declared.
+PLAIN_CANDIDATES: Mapping[str, Any] = {"cut": None, "separate": False, "min_volume_ml": 0.0, "logistic": None}
+#: Of probabilities that are taken as the network gives them.
+NO_CORRECTION: Mapping[str, Any] = {"gamma": 0.0, "alpha": None, "temperature": 1.0}
+#: Coefficients of a confidence that is calibrated by logistic regression.
+LOGISTIC = ("intercept", "log_volume", "mean", "max")
 INTENDED_USE = "Research use. Not a medical device; not for diagnosis or treatment decisions."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """What holds at a threshold for patients exchangeable with those that it was chosen on.
+
+    Attributes:
+        miss_rate: Share of a patient's lesions that is missed at most.
+        min_diameter_mm: Of the lesions that it speaks of.
+        num_patients: With such lesions, that it was chosen on.
+        confidence: None: the mean over patients and calibration sets is at most `miss_rate` (conformal risk
+            control, Angelopoulos et al. 2022, theorem 1). Else the probability that the calibration set gives a
+            threshold at which the mean over patients is (Bates et al. 2021, theorem 2.1).
+    """
+
+    miss_rate: float
+    min_diameter_mm: float
+    num_patients: int
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,20 +72,46 @@ class OperatingPoint:
         threshold: Candidates with this confidence or more are kept.
         source: The cases it was chosen on, or "default" if on none.
         lesion_sensitivity: Measured on these cases at this threshold, None if on none.
-        false_positives_per_case: Likewise.
+        lesion_sensitivity_low: Lower end of its interval, None if unknown.
+        lesion_sensitivity_high: Upper end.
+        false_positives_per_case: Measured likewise.
         num_lesions: Lesions that the sensitivity rests on.
+        num_patients: Patients that all of this rests on.
+        guarantee: What it promises, None: nothing.
     """
 
     name: str
     threshold: float
     source: str
     lesion_sensitivity: float | None = None
+    lesion_sensitivity_low: float | None = None
+    lesion_sensitivity_high: float | None = None
     false_positives_per_case: float | None = None
     num_lesions: int = 0
+    num_patients: int = 0
+    guarantee: Guarantee | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             message = f"the threshold of an operating point must be in [0, 1], got {self.threshold}"
+            raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One of the networks of a model.
+
+    Attributes:
+        network: `{"name": class in medfocal.networks, "arguments": {...}}`.
+        training: Provenance: versions, data, seed, epochs.
+    """
+
+    network: Mapping[str, Any]
+    training: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if set(self.network) != {"name", "arguments"}:
+            message = f"network must hold name, arguments and nothing else, got {dict(self.network)}"
             raise ValueError(message)
 
 
@@ -65,21 +121,23 @@ class ModelCard:
 
     Attributes:
         name: Of the experiment it came from.
-        network: `{"name": class in medfocal.networks, "arguments": {...}}`.
+        members: Its networks, at least one.
         channels: Names of the image channels, in order.
         labels: Label value to class name; 0 is the background.
         activation: "softmax" or "sigmoid": how logits become probabilities.
         overlapping: Whether the labels are regions that may lie within each other, each later one within those before.
         preprocessing: Orientation, spacing and intensity scheme.
         window: Arguments of `medfocal.infer.window.Window`: `{"size", "overlap", "batch", "precision"}`.
-        candidates: How candidates are formed: `{"extent_ratio", "floor", "connectivity", "confidence"}`.
+        candidates: How candidates are formed, as `medfocal.infer.candidates.form_candidates` says.
+        correction: How probabilities are corrected: `{"gamma", "alpha"}` of `medfocal.losses.focal_posterior` and
+            `"temperature"`, by which logits are divided.
         operating_points: At least one; the first is the default.
-        training: Provenance: versions, data, seed, epochs.
+        familiar: Figures of the cases that the model was calibrated on, from `medfocal.infer.familiar`; None: none.
         intended_use: One sentence.
     """
 
     name: str
-    network: Mapping[str, Any]
+    members: tuple[Member, ...]
     channels: tuple[str, ...]
     labels: Mapping[int, str]
     activation: str
@@ -88,7 +146,8 @@ class ModelCard:
     candidates: Mapping[str, Any]
     operating_points: tuple[OperatingPoint, ...]
     overlapping: bool = False
-    training: Mapping[str, Any] = field(default_factory=dict)
+    correction: Mapping[str, Any] = field(default_factory=lambda: dict(NO_CORRECTION))
+    familiar: Mapping[str, Any] | None = None
     intended_use: str = INTENDED_USE
 
     def __post_init__(self) -> None:
@@ -96,8 +155,9 @@ class ModelCard:
             if set(getattr(self, name)) != set(keys):
                 message = f"{name} must hold {', '.join(keys)} and nothing else, got {dict(getattr(self, name))}"
                 raise ValueError(message)
-        window, rule = self.window, self.candidates
+        window, rule, correction = self.window, self.candidates, self.correction
         sound = {
+            "members": len(self.members) >= 1,
             "channels": len(self.channels) >= 1,
             "labels": len(self.labels) >= 2 and sorted(self.labels) == list(range(len(self.labels))),
             "activation": self.activation in ("softmax", "sigmoid"),
@@ -108,7 +168,12 @@ class ModelCard:
             "candidates": 0 < rule["extent_ratio"] < 1
             and 0 < rule["floor"] <= 1
             and rule["connectivity"] in CONNECTIVITIES
-            and rule["confidence"] in get_args(Confidence),
+            and rule["confidence"] in get_args(Confidence)
+            and (rule["cut"] is None or 0 < rule["cut"] <= 1)
+            and rule["separate"] in (False, True)
+            and 0 <= rule["min_volume_ml"] < math.inf
+            and (rule["logistic"] is None or _are_numbers(rule["logistic"], LOGISTIC)),
+            "correction": 0 < correction["temperature"] < math.inf and _gammas_are_sound(correction["gamma"]),
             "operating_points": len(self.operating_points) >= 1,
             "overlapping": self.overlapping in (False, self.activation == "sigmoid"),
         }
@@ -117,25 +182,51 @@ class ModelCard:
                 message = f"{name} makes no sense: {getattr(self, name)!r}"
                 raise ValueError(message)
 
+    @property
+    def training(self) -> Mapping[str, Any]:
+        """Provenance of the only member; empty where there are several."""
+        return self.members[0].training if len(self.members) == 1 else {}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         values["preprocessing"] = self.preprocessing.to_dict()
         values["operating_points"] = [asdict(point) for point in self.operating_points]
+        values["members"] = [asdict(member) for member in self.members]
         return dict(plain(values))
+
+
+def _are_numbers(values: Mapping[str, Any], names: Sequence[str]) -> bool:
+    return set(values) == set(names) and all(math.isfinite(value) for value in values.values())
+
+
+def _gammas_are_sound(gamma: Any) -> bool:
+    values = gamma if isinstance(gamma, list | tuple) else [gamma]
+    return all(0 <= value < math.inf for value in values)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A network in memory, in evaluation mode, with its card and the digest of its weights."""
+    """Networks in memory, in evaluation mode, with their card and the digests of their weights.
 
-    network: torch.nn.Module
+    Attributes:
+        networks: One a member, in its order.
+        card: What they are.
+        weights_sha256: Of each member's file.
+    """
+
+    networks: tuple[torch.nn.Module, ...]
     card: ModelCard
-    weights_sha256: str
+    weights_sha256: tuple[str, ...]
 
 
-def save_model(folder: Path, network: torch.nn.Module, card: ModelCard) -> Path:
-    """Write a model folder: the weights first, then the card that names their digest.
+def save_model(folder: Path, networks: Sequence[torch.nn.Module], card: ModelCard) -> Path:
+    """Write a model folder: the weights first, then the card that names their digests.
+
+    Args:
+        folder: Made if missing.
+        networks: One a member of the card, in its order.
+        card: What they are.
 
     Raises:
         ResourceError: The folder cannot be written.
@@ -143,13 +234,15 @@ def save_model(folder: Path, network: torch.nn.Module, card: ModelCard) -> Path:
     from safetensors.torch import save
 
     folder = make_folder(Path(folder))
-    tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    content = save(tensors)
-    # An old card beside new weights is refused by its digest; so a kill between the two cannot mislead.
-    with atomic_write(folder / WEIGHTS, "wb") as file:
-        file.write(content)
-    weights = {"file": WEIGHTS, "sha256": hashlib.sha256(content).hexdigest()}
-    write_json(folder / CARD, {"format_version": FORMAT_VERSION, **card.to_dict(), "weights": weights})
+    values = card.to_dict()
+    for number, (network, member) in enumerate(zip(networks, values["members"], strict=True), start=1):
+        name = WEIGHTS if len(networks) == 1 else f"weights_{number}.safetensors"
+        content = save({key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()})
+        # An old card beside new weights is refused by its digest; so a kill between the two cannot mislead.
+        with atomic_write(folder / name, "wb") as file:
+            file.write(content)
+        member["weights"] = {"file": name, "sha256": hashlib.sha256(content).hexdigest()}
+    write_json(folder / CARD, {"format_version": FORMAT_VERSION, **values})
     return folder
 
 
@@ -157,14 +250,14 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
     """Read a model folder and see that it is whole and unaltered.
 
     Args:
-        folder: Holds `model.json` and `weights.safetensors`.
-        device: Where the network goes.
+        folder: Holds `model.json` and the weights that it names.
+        device: Where the networks go.
 
     Returns:
-        The network in evaluation mode, with its card.
+        The networks in evaluation mode, with their card.
 
     Raises:
-        ModelError: A file is missing, the card is not one of this version, the weights' SHA-256 differs from
+        ModelError: A file is missing, the card is not one that this version reads, the weights' SHA-256 differs from
             the card's, or the weights do not fit the network.
     """
     from safetensors import SafetensorError
@@ -172,30 +265,35 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
 
     folder = Path(folder)
     card, weights = read_card(folder)
-    path = folder / WEIGHTS
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        message = f"the model's weights '{path}' cannot be read: {error.strerror}"
-        raise ModelError(message) from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != weights["sha256"]:
-        message = (
-            f"the weights '{path}' are not those that '{CARD}' describes: SHA-256 {digest} and {weights['sha256']}. "
-            "The folder was altered or copied incompletely; fetch it again."
-        )
-        raise ModelError(message)
-    network = _build_network(folder, card)
-    try:
-        network.load_state_dict(load(content))
-    except (SafetensorError, RuntimeError, KeyError) as error:
-        message = f"the weights '{path}' do not fit the network that '{CARD}' describes: {str(error)[:300]}"
-        raise ModelError(message) from error
-    return Model(network.to(device).eval(), card, digest)
+    networks = []
+    for member, stated in zip(card.members, weights, strict=True):
+        path = folder / stated["file"]
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            message = f"the model's weights '{path}' cannot be read: {error.strerror}"
+            raise ModelError(message) from error
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != stated["sha256"]:
+            message = (
+                f"the weights '{path}' are not those that '{CARD}' describes: SHA-256 {digest} and "
+                f"{stated['sha256']}. The folder was altered or copied incompletely; fetch it again."
+            )
+            raise ModelError(message)
+        network = _build_network(folder, card, member)
+        try:
+            network.load_state_dict(load(content))
+        except (SafetensorError, RuntimeError, KeyError) as error:
+            message = f"the weights '{path}' do not fit the network that '{CARD}' describes: {str(error)[:300]}"
+            raise ModelError(message) from error
+        networks.append(network.to(device).eval())
+    return Model(tuple(networks), card, tuple(stated["sha256"] for stated in weights))
 
 
-def read_card(folder: Path) -> tuple[ModelCard, Mapping[str, str]]:
-    """Read `model.json` and return the card and its `weights` entry. Needs no torch.
+def read_card(folder: Path) -> tuple[ModelCard, list[Mapping[str, str]]]:
+    """Read `model.json`: the card, and file and SHA-256 of each member's weights. Needs no torch.
+
+    A card of format version 1 is read as one of the present version that declares nothing new.
 
     Raises:
         ModelError: It is missing, not JSON, of another format version, or lacks or exceeds the known keys.
@@ -207,44 +305,60 @@ def read_card(folder: Path) -> tuple[ModelCard, Mapping[str, str]]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         version = values.pop("format_version")
-        if version != FORMAT_VERSION:
-            message = f"'{path}' has format version {version}; this program reads version {FORMAT_VERSION}"
+        if version == 1:
+            values = _from_version_1(values)
+        elif version != FORMAT_VERSION:
+            message = f"'{path}' has format version {version}; this program reads versions 1 and {FORMAT_VERSION}"
             raise ModelError(message)
-        weights = values.pop("weights")
-        if weights["file"] != WEIGHTS or not isinstance(weights["sha256"], str):
-            message = f"'{path}' names the weights {weights!r}; '{WEIGHTS}' with its sha256 is expected"
-            raise ModelError(message)
+        weights = [member.pop("weights") for member in values["members"]]
+        for stated in weights:
+            if not re.fullmatch(r"weights(_\d{1,3})?\.safetensors", stated["file"], re.ASCII):
+                message = f"'{path}' names the weights {stated['file']!r}; '{WEIGHTS}' is expected"
+                raise ModelError(message)
+            if set(stated) != {"file", "sha256"} or not isinstance(stated["sha256"], str):
+                message = f"'{path}' says {stated!r} of weights; file and sha256 are expected"
+                raise ModelError(message)
         return _card_from(values), weights
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, IndexError) as error:
         message = f"'{path}' is not a model card: {type(error).__name__}: {error}"
         raise ModelError(message) from error
+
+
+def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had one member, and stated nothing of what came with version 2."""
+    member = {key: values.pop(key) for key in ("network", "training", "weights")}
+    return {**values, "members": [member], "candidates": {**values["candidates"], **PLAIN_CANDIDATES}}
 
 
 def _card_from(values: dict[str, Any]) -> ModelCard:
     preprocessing = dict(values["preprocessing"])
     if preprocessing.get("spacing_mm") is not None:
         preprocessing["spacing_mm"] = tuple(preprocessing["spacing_mm"])
-    points = tuple(OperatingPoint(**point) for point in values["operating_points"])
+    points = []
+    for point in values["operating_points"]:
+        promised = point.get("guarantee")
+        points.append(OperatingPoint(**{**point, "guarantee": None if promised is None else Guarantee(**promised)}))
     return ModelCard(
         **{
             **values,
+            "members": tuple(Member(**member) for member in values["members"]),
             "channels": tuple(values["channels"]),
             "labels": {int(value): str(name) for value, name in values["labels"].items()},
             "preprocessing": Preprocessing(**preprocessing),
-            "operating_points": points,
+            "operating_points": tuple(points),
         }
     )
 
 
-def _build_network(folder: Path, card: ModelCard) -> torch.nn.Module:
+def _build_network(folder: Path, card: ModelCard, member: Member) -> torch.nn.Module:
     from medfocal import networks
 
-    name = card.network.get("name")
+    name = member.network["name"]
     if name not in networks.__all__:
         message = f"'{Path(folder) / CARD}' asks for the network {name!r}; known are {', '.join(networks.__all__)}"
         raise ModelError(message)
     try:
-        network: torch.nn.Module = getattr(networks, str(name))(**card.network["arguments"])
+        network: torch.nn.Module = getattr(networks, str(name))(**member.network["arguments"])
     except (TypeError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         message = f"'{Path(folder) / CARD}': the network {name} cannot be built from its arguments: {error}"
         raise ModelError(message) from error
@@ -253,7 +367,7 @@ def _build_network(folder: Path, card: ModelCard) -> torch.nn.Module:
         "in_channels": len(card.channels),
         "out_channels": num_classes if card.activation == "softmax" else num_classes - 1,
     }
-    given = {key: card.network["arguments"][key] for key in expected}
+    given = {key: member.network["arguments"][key] for key in expected}
     if given != expected:
         message = f"'{Path(folder) / CARD}': the network has {given}; channels, labels and activation mean {expected}"
         raise ModelError(message)

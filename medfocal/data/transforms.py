@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from medfocal.data.cases import CaseVolumes
 from medfocal.data.manifest import Case
-from medfocal.data.resampling import map_between, map_to_spacing, resample_classes, resample_values
+from medfocal.data.resampling import GridMap, map_between, map_to_spacing, resample_classes, resample_values
 from medfocal.errors import ResourceError
 from medfocal.volume import GRID_TOLERANCE_MM, Volume
 
@@ -197,11 +197,35 @@ def to_native(values: NDArray[np.float32], prepared: PreparedCase) -> NDArray[np
     Returns:
         float32 on `prepared.grid`.
     """
+    turned, grids = _turned_back(values, prepared)
+    return np.ascontiguousarray(resample_values(turned, grids))
+
+
+def classes_to_native(classes: NDArray[np.uint8], prepared: PreparedCase) -> NDArray[np.uint8]:
+    """Bring classes from the network's grid back onto the case's own: each voxel takes that of the nearest.
+
+    Args:
+        classes: `(I, J, K)` on the network's grid.
+        prepared: The case.
+
+    Returns:
+        uint8 on `prepared.grid`.
+    """
+    turned, grids = _turned_back(classes, prepared)
+    if grids.is_same:
+        return np.ascontiguousarray(turned)
+    nearest = [
+        np.clip(np.floor(grids.places(axis) + 0.5).astype(np.int64), 0, grids.old_shape[axis] - 1) for axis in range(3)
+    ]
+    return np.ascontiguousarray(turned[np.ix_(*nearest)])
+
+
+def _turned_back(values: NDArray[Any], prepared: PreparedCase) -> tuple[NDArray[Any], GridMap]:
+    """Values with their axes in the order and direction of the case's own grid, and how the two grids lie."""
     turn = _turn_between(prepared.affine, prepared.grid.affine)
     turned = _turned(values, turn)
     affine = _turned_affine(Volume(values, prepared.affine), turn)
-    grids = map_between(turned.shape, affine, prepared.grid.shape, prepared.grid.affine)
-    return np.ascontiguousarray(resample_values(turned, grids))
+    return turned, map_between(turned.shape, affine, prepared.grid.shape, prepared.grid.affine)
 
 
 def _turn_to(affine: NDArray[np.float64], orientation: str) -> NDArray[np.float64]:

@@ -1,41 +1,27 @@
-"""Several models as one: the mean of their probabilities, for models that differ in weights, network or window only."""
+"""Several models as one, for models that differ in weights or network only."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medfocal.errors import ModelError
-from medfocal.infer.window import Window, predict_windows
 from medfocal.model import Model, ModelCard, OperatingPoint, load_model, read_card
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
 
-#: Entries of the card in which models must agree for their probabilities to mean the same, voxel by voxel.
-AGREED = ("channels", "labels", "activation", "overlapping", "preprocessing", "candidates")
-
-
-@dataclass(frozen=True)
-class Ensemble:
-    """Models whose probabilities are averaged.
-
-    Attributes:
-        members: By the digest of their weights, so that the order in which they were given changes no bit.
-        card: What they agree on, with the mean of their thresholds.
-    """
-
-    members: tuple[Model, ...]
-    card: ModelCard
+#: Entries of the card in which models must agree for their probabilities to mean the same, window by window.
+AGREED = ("channels", "labels", "activation", "overlapping", "preprocessing", "window", "candidates", "correction")
 
 
-def load_models(folders: Sequence[Path], device: str | torch.device = "cpu") -> Model | Ensemble:
-    """Read one model, or several as an ensemble; all are in the device's memory together.
+def load_models(folders: Sequence[Path], device: str | torch.device = "cpu") -> Model:
+    """Read one model, or several as one with all their members; all are in the device's memory together.
+
+    Members stand by the digest of their weights, so that the order in which they were given changes no bit.
 
     Args:
         folders: Of the models, at least one.
@@ -49,50 +35,26 @@ def load_models(folders: Sequence[Path], device: str | torch.device = "cpu") -> 
     cards = [read_card(folder)[0] for folder in folders]
     for folder, card in zip(folders[1:], cards[1:], strict=True):
         _check_agreement(folders[0], cards[0], folder, card)
-    models: dict[str, Model] = {}
+    models = [load_model(folder, device) for folder in folders]
+    found = []
     places: dict[str, Path] = {}
-    for folder in folders:
-        model = load_model(folder, device)
-        digest = model.weights_sha256
-        if digest in models:
-            message = f"the models '{places[digest]}' and '{folder}' have the same weights; name each model once"
-            raise ModelError(message)
-        models[digest], places[digest] = model, folder
-    members = tuple(models[digest] for digest in sorted(models))
-    return Ensemble(members, _common_card(members))
+    for folder, model in zip(folders, models, strict=True):
+        for digest, network, member in zip(model.weights_sha256, model.networks, model.card.members, strict=True):
+            if digest in places:
+                message = f"the models '{places[digest]}' and '{folder}' have the same weights; name each model once"
+                raise ModelError(message)
+            places[digest] = folder
+            found.append((digest, network, member))
+    digests, networks, members = zip(*sorted(found, key=lambda entry: entry[0]), strict=True)
+    card = replace(_common_card(cards), members=members)
+    return Model(networks, card, digests)
 
 
-def mean_probabilities(models: Sequence[Model], image: torch.Tensor, device: torch.device) -> NDArray[np.float32]:
-    """Mean of what models say of a prepared image, before it goes back to the case's own grid.
-
-    In main memory lies a second sum, `4 K` bytes a voxel, beside what `predict_windows` needs.
-
-    Args:
-        models: Their networks are on `device`; the order is that of the sum.
-        image: float32 `(C, I, J, K)` on the network's grid.
-        device: Where to compute.
-
-    Returns:
-        float32 `(K, I, J, K)`, of the lesion classes. Of one model: its own, to the bit.
-    """
-    total: NDArray[np.float32] | None = None
-    for model in models:
-        window, activation = Window(**model.card.window), model.card.activation
-        found = predict_windows(model.network, image, window=window, activation=activation, device=device)
-        if total is None:
-            total = found
-        else:
-            total += found
-    assert total is not None, "at least one model"
-    total /= len(models)
-    return total
-
-
-def _common_card(members: Sequence[Model]) -> ModelCard:
+def _common_card(cards: Sequence[ModelCard]) -> ModelCard:
     """The card of the first with the mean of all thresholds, which was chosen on no case."""
-    threshold = math.fsum(model.card.operating_points[0].threshold for model in members) / len(members)
+    threshold = math.fsum(card.operating_points[0].threshold for card in cards) / len(cards)
     point = OperatingPoint(name="mean of the members' thresholds", threshold=threshold, source="default")
-    return replace(members[0].card, name=f"ensemble of {len(members)} models", operating_points=(point,), training={})
+    return replace(cards[0], name=f"ensemble of {len(cards)} models", operating_points=(point,), familiar=None)
 
 
 def _check_agreement(first: Path, card: ModelCard, second: Path, other: ModelCard) -> None:

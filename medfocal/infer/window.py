@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medfocal.errors import ConfigError, ModelError
+from medfocal.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -60,72 +57,6 @@ def class_probabilities(logits: torch.Tensor, activation: str) -> torch.Tensor:
 
     logits = logits.float()
     return logits.softmax(dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(logits)
-
-
-def lesion_probability(probabilities: NDArray[np.float32], activation: str) -> NDArray[np.float32]:
-    """Probability that a voxel is of any lesion class, `(I, J, K)` from `(K, I, J, K)`.
-
-    Classes of a softmax exclude each other, so they add; those of sigmoids do not, so the highest counts.
-    """
-    lesion: NDArray[np.float32] = probabilities[0]
-    if len(probabilities) > 1:
-        lesion = probabilities.sum(axis=0) if activation == "softmax" else probabilities.max(axis=0)
-    return lesion.clip(0, 1)
-
-
-def predict_windows(
-    network: torch.nn.Module,
-    image: torch.Tensor,
-    *,
-    window: Window,
-    activation: str,
-    device: torch.device,
-) -> NDArray[np.float32]:
-    """Slide a window over a prepared image and average the probabilities with Gaussian weights.
-
-    Only windows are on the device. In main memory lie the image, the sum (a channel a lesion class) and its
-    weights: about `4 (C + K + 1)` bytes a voxel, whatever the number of windows.
-
-    Args:
-        network: In evaluation mode, on `device`.
-        image: float32 `(C, I, J, K)` on the network's grid, on the CPU.
-        window: Size, overlap, batch and precision.
-        activation: "softmax" or "sigmoid".
-        device: Where windows are computed.
-
-    Returns:
-        float32 `(K, I, J, K)`, probabilities of the lesion classes.
-
-    Raises:
-        ModelError: The network gives NaN.
-    """
-    import torch
-    from monai.inferers import sliding_window_inference
-
-    reduced = reduced_type(window.precision, device)
-
-    def probabilities(windows: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, dtype=reduced, enabled=reduced is not None):
-            logits = network(windows)
-        return class_probabilities(logits, activation)
-
-    with torch.inference_mode():
-        found = sliding_window_inference(
-            image[None],
-            roi_size=tuple(window.size),
-            sw_batch_size=window.batch,
-            predictor=probabilities,
-            overlap=window.overlap,
-            mode="gaussian",
-            sw_device=device,
-            device=torch.device("cpu"),
-        )
-    assert isinstance(found, torch.Tensor), "one output tensor"
-    per_class: NDArray[np.float32] = found[0].numpy()
-    if not np.isfinite(per_class).all():
-        message = "the network gives NaN or infinite values: its weights, or bfloat16 with them, are unusable"
-        raise ModelError(message)
-    return per_class.clip(0, 1)
 
 
 def reduced_type(precision: str, device: torch.device) -> torch.dtype | None:

@@ -35,6 +35,7 @@ def describe_model(folder: Path) -> str:
     """
     card, weights = read_card(folder)
     spacing = card.preprocessing.spacing_mm
+    names = [member.network["name"] for member in card.members]
     lines = [
         f"model      {card.name}",
         f"finds      {', '.join(name for value, name in sorted(card.labels.items()) if value)}",
@@ -42,13 +43,16 @@ def describe_model(folder: Path) -> str:
         f"grid       {card.preprocessing.orientation}, "
         + ("each case's own spacing" if spacing is None else f"{spacing} mm")
         + f", intensity {card.preprocessing.intensity}",
-        f"network    {card.network['name']}, windows of {card.window['size']} voxels",
-        f"trained    {', '.join(f'{key} {value}' for key, value in card.training.items())}",
+        f"network    {' and '.join(names)}, windows of {card.window['size']} voxels",
+    ]
+    lines += [
+        f"trained    {', '.join(f'{key} {value}' for key, value in member.training.items())}" for member in card.members
     ]
     for point in card.operating_points:
         line = f"operating  {point.name}: threshold {point.threshold:.4g} (from: {point.source})"
         if point.lesion_sensitivity is not None:
             line += f", lesion sensitivity {point.lesion_sensitivity:.2f} on {point.num_lesions} lesions"
         lines.append(line)
-    lines += [f"weights    sha256 {weights['sha256']}", card.intended_use]
+    lines += [f"weights    {stated['file']} sha256 {stated['sha256']}" for stated in weights]
+    lines.append(card.intended_use)
     return "\n".join(lines) + "\n"

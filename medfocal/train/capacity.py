@@ -17,6 +17,7 @@ import torch
 from medfocal.data.plan.fingerprint import Fingerprint
 from medfocal.data.plan.levels import Levels, training_memory_gb
 from medfocal.data.plan.proposal import Plan
+from medfocal.infer.memory import free_memory_gb, read_text
 from medfocal.infer.window import reduced_type
 from medfocal.losses import FocalLoss
 from medfocal.networks import UNet3d
@@ -35,36 +36,6 @@ class StepTime:
     seconds: float
     forward_seconds: float
     peak_gb: float | None
-
-
-def free_memory_gb(device: torch.device) -> float:
-    """Memory that a training could have now, in GB (1e9 bytes): of the GPU, or of the machine or its container."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 1e9
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9]
-    meminfo = _read(Path("/proc/meminfo"))
-    available = [line.split()[1] for line in meminfo.splitlines() if line.startswith("MemAvailable:")]
-    if available:  # what caches of files hold can be had as well
-        free = [int(available[0]) * 1024 / 1e9]
-    group = Path("/sys/fs/cgroup")
-    most, used = (_read(group / name).strip() for name in ("memory.max", "memory.current"))
-    if most.isdigit() and used.isdigit():
-        free.append(max(0, int(most) - int(used)) / 1e9)
-    return min(free)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had, on a GPU or on the CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def what_would_fit(
@@ -131,7 +102,7 @@ def _usable_gb(device: torch.device) -> float:
 
 
 def _address_space_gb() -> float:
-    pages = _read(Path("/proc/self/statm")).split()
+    pages = read_text(Path("/proc/self/statm")).split()
     return int(pages[0]) * os.sysconf("SC_PAGE_SIZE") / 1e9 if pages else 0.0
 
 

@@ -17,9 +17,10 @@ from medfocal.data.plan.patch import Budget, Means
 from medfocal.data.plan.proposal import Plan, propose
 from medfocal.errors import ConfigError
 from medfocal.files import make_folder, write_json
+from medfocal.infer.memory import free_memory_gb
 from medfocal.infer.window import choose_device, uses_bfloat16
 from medfocal.progress import say
-from medfocal.train.capacity import StepTime, estimate_hours, free_memory_gb, time_plan
+from medfocal.train.capacity import StepTime, estimate_hours, time_plan
 
 #: Settings of the group `data` that are paths; labels may be an ending instead.
 PLACES = ("dataset", "root", "labels", "split")

@@ -127,7 +127,10 @@ def _read(path: Path) -> _Source:
     """
     if path.is_dir() and (path / CARD).is_file():
         model = load_model(path)
-        return _Source(path, model.network.state_dict(), model.weights_sha256)
+        if len(model.networks) > 1:
+            message = f"the model '{path}' has {len(model.networks)} members; a training starts from one"
+            raise ModelError(message)
+        return _Source(path, model.networks[0].state_dict(), model.weights_sha256[0])
     if path.is_dir():
         path = _in_bundle(path)
     try:

@@ -34,8 +34,19 @@ from medfocal.data.transforms import Preprocessing, prepare_case
 from medfocal.errors import ConfigError, DatasetError, ResourceError
 from medfocal.evaluate import Evaluation, Protocol, evaluate_case, evaluate_cases, write_evaluation
 from medfocal.files import make_folder, write_json
-from medfocal.infer.predict import predict_case, write_case
-from medfocal.model import CARD, Model, ModelCard, OperatingPoint, load_model, read_card, save_model
+from medfocal.infer.many import write_case
+from medfocal.infer.predict import predict_case
+from medfocal.model import (
+    CARD,
+    PLAIN_CANDIDATES,
+    Member,
+    Model,
+    ModelCard,
+    OperatingPoint,
+    load_model,
+    read_card,
+    save_model,
+)
 from medfocal.progress import track
 from medfocal.train.batches import Augmentation
 from medfocal.train.loop import LAST, Tracking, train
@@ -212,14 +223,17 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
             tracking = NoTracking()
         card = ModelCard(
             name=name,
-            network={"name": type(network).__name__, "arguments": network.arguments},
+            members=(Member(network={"name": type(network).__name__, "arguments": network.arguments}),),
             channels=manifest.channels,
             labels=scheme.learnt,
             activation=loss.activation,
             overlapping=bool(scheme.regions),
             preprocessing=preprocessing,
             window=asdict(settings.window(sampling.patch_size)),
-            candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
+            candidates={
+                **{k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
+                **PLAIN_CANDIDATES,
+            },
             operating_points=(OperatingPoint(name="default", threshold=protocol.threshold, source="default"),),
         )
         held.enter_context(_tracked(tracking))
@@ -258,10 +272,11 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
                 "initial_weights": None if report is None else report["sha256"],
                 "seed": seed,
             }
-            card = replace(card, operating_points=trained.operating_points, training=provenance)
+            member = replace(card.members[0], training=provenance)
+            card = replace(card, operating_points=trained.operating_points, members=(member,))
             for split in EVALUATED:  # of fewer epochs; the report is what a finished run has last
                 (folder / split / "report.html").unlink(missing_ok=True)
-            save_model(folder / "model", trained.network, card)
+            save_model(folder / "model", [trained.network], card)
             del training, taught
             result = _evaluate_model(folder, manifest, protocol, device, settings, annotations.fusion)
         ranks.wait()

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from medfocal.errors import ConfigError, ResourceError
+from medfocal.infer.memory import is_out_of_memory
 from medfocal.losses.module import TrainingLoss
 from medfocal.train.batches import Batch
-from medfocal.train.capacity import is_out_of_memory, what_would_fit
+from medfocal.train.capacity import what_would_fit
 from medfocal.train.ranks import Ranks
 from medfocal.train.settings import Compile, Sharding, TrainerSettings
 from medfocal.train.sharding import SpreadNetwork

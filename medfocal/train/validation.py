@@ -62,7 +62,7 @@ def evaluate_network(
     device: torch.device,
 ) -> list[CaseTable]:
     """Measure whole cases on their own grids."""
-    model = Model(network, card, weights_sha256="")
+    model = Model((network,), card, weights_sha256=("",))
     tables = []
     for case in track(cases, "validate", len(cases)):
         found = predict_case(model, case.prepared(), device=device)

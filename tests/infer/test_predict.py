@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import nibabel
 import numpy as np
@@ -14,15 +15,16 @@ from torch import nn
 
 from medfocal.data.transforms import Preprocessing
 from medfocal.errors import DatasetError, GeometryError, InputError, ResourceError
-from medfocal.infer import load_model, predict
+from medfocal.infer import PredictSettings, load_model, predict
 from medfocal.infer.candidates import COLUMNS
-from medfocal.infer.predict import find_cases, label_of_voxels
-from medfocal.model import Model, ModelCard, OperatingPoint, save_model
+from medfocal.infer.cases import find_cases
+from medfocal.model import PLAIN_CANDIDATES, Member, Model, ModelCard, OperatingPoint, save_model
 from medfocal.networks import UNet3d
 from medfocal.volume import Volume, read_volume, write_volume
 
 SHAPE, SPACING_MM = (24, 20, 16), (0.5, 1.0, 3.0)
 CPU = torch.device("cpu")
+PROBABILITY = PredictSettings(save_probability=True)
 
 
 def thresholding(in_channels=1, at=5.0):
@@ -38,20 +40,20 @@ def thresholding(in_channels=1, at=5.0):
 def card(*, channels=("MR",), spacing_mm=None, orientation="RAS", labels=None):
     return ModelCard(
         name="bright",
-        network={"name": "UNet3d", "arguments": {}},
+        members=(Member(network={"name": "UNet3d", "arguments": {}}),),
         channels=channels,
         labels=labels or {0: "background", 1: "lesion"},
         activation="softmax",
         preprocessing=Preprocessing(orientation=orientation, spacing_mm=spacing_mm, intensity="none"),
         window={"size": [16, 16, 8], "overlap": 0.5, "batch": 2, "precision": "float32"},
-        candidates={"extent_ratio": 0.5, "floor": 0.01, "connectivity": 26, "confidence": "max"},
+        candidates={"extent_ratio": 0.5, "floor": 0.01, "connectivity": 26, "confidence": "max", **PLAIN_CANDIDATES},
         operating_points=(OperatingPoint(name="default", threshold=0.5, source="default"),),
     )
 
 
 def model(**changes):
     made = card(**changes)
-    return Model(thresholding(len(made.channels)), made, weights_sha256="0" * 64)
+    return Model((thresholding(len(made.channels)),), made, weights_sha256=("0" * 64,))
 
 
 def grid(name):
@@ -111,7 +113,7 @@ def test_the_mask_is_the_lesion_on_the_native_grid(tmp_path, name, orientation):
 @pytest.mark.parametrize("name", ["RAS", "oblique LPS", "SAL"])
 def test_after_resampling_the_candidate_still_lies_at_its_place_in_the_world(tmp_path, name):
     path = stored(tmp_path, "a", affine=grid(name))
-    predict(model(spacing_mm=(0.8, 0.8, 1.5)), path, tmp_path / "out", device=CPU, save_probability=True)
+    predict(model(spacing_mm=(0.8, 0.8, 1.5)), path, tmp_path / "out", device=CPU, settings=PROBABILITY)
     (row,) = rows(tmp_path / "out" / "a_candidates.csv")
     found = np.array([float(row[key]) for key in ("x_mm", "y_mm", "z_mm")])
     moved = np.linalg.inv(grid(name)) @ [*found, 1] - [16.5, 5, 10, 1]
@@ -129,7 +131,7 @@ def test_classes_of_several_lesion_classes_are_told_apart(tmp_path):
     image = bright()
     image[2:5, 14:18, 2:4] = 40
     made = card(labels={0: "background", 1: "lesion", 2: "cyst"})
-    predict(Model(network.eval(), made, ""), stored(tmp_path, "a", image), tmp_path / "out", device=CPU)
+    predict(Model((network.eval(),), made, ("",)), stored(tmp_path, "a", image), tmp_path / "out", device=CPU)
     expected = np.zeros(SHAPE, np.uint8)
     expected[LESION], expected[2:5, 14:18, 2:4] = 1, 2
     np.testing.assert_array_equal(read_volume(tmp_path / "out" / "a_mask.nii.gz").array, expected)
@@ -140,11 +142,11 @@ def test_the_output_folder_holds_exactly_what_the_contract_says(tmp_path):
         stored(tmp_path / "in", name)
     made = predict(model(), tmp_path / "in", tmp_path / "out", device=CPU)
     assert made == [tmp_path / "out" / "a_mask.nii.gz", tmp_path / "out" / "b_mask.nii.gz"]
-    files = ["a_candidates.csv", "a_mask.nii.gz", "b_candidates.csv", "b_mask.nii.gz", "run.json"]
+    files = [f"{case}_{kind}" for case in "ab" for kind in ("candidates.csv", "mask.nii.gz", "run.json")] + ["run.json"]
     assert names(tmp_path / "out") == files
     assert tuple(rows(tmp_path / "out" / "a_candidates.csv")[0]) == COLUMNS
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert (record["model"], record["weights_sha256"], record["threshold"]) == ("bright", "0" * 64, 0.5)
+    assert (record["model"], record["weights_sha256"], record["threshold"]) == ("bright", ["0" * 64], 0.5)
     assert [(case["case"], case["num_candidates"]) for case in record["cases"]] == [("a", 1), ("b", 1)]
     assert record["cases"][0]["images"] == [str(tmp_path / "in" / "a.nii.gz")]
     assert record["intended_use"]
@@ -152,8 +154,8 @@ def test_the_output_folder_holds_exactly_what_the_contract_says(tmp_path):
 
 def test_the_probability_map_is_written_if_asked_as_float32(tmp_path):
     path = stored(tmp_path, "a")
-    predict(model(), path, tmp_path / "out", device=CPU, save_probability=True)
-    files = ["a_candidates.csv", "a_mask.nii.gz", "a_probability.nii.gz", "run.json"]
+    predict(model(), path, tmp_path / "out", device=CPU, settings=PROBABILITY)
+    files = ["a_candidates.csv", "a_mask.nii.gz", "a_probability.nii.gz", "a_run.json", "run.json"]
     assert names(tmp_path / "out") == files
     found = read_volume(tmp_path / "out" / "a_probability.nii.gz")
     expected = 1 / (1 + np.exp(-(2.0 * bright().astype(np.float64) - 10)))
@@ -166,7 +168,7 @@ def test_a_threshold_decides_what_enters_the_mask_and_not_the_table(tmp_path):
     image[2:4, 14:16, 2] = 4.9  # p = 0.45
     path = stored(tmp_path, "a", image)
     for threshold, kept in ((0.3, 2), (0.5, 1), (0.999, 1), (1.0, 0)):
-        predict(model(), path, tmp_path / "out", device=CPU, threshold=threshold)
+        predict(model(), path, tmp_path / "out", device=CPU, settings=PredictSettings(threshold=threshold))
         table = rows(tmp_path / "out" / "a_candidates.csv")
         assert sum(row["kept"] == "true" for row in table) == kept
         assert len(table) == 2
@@ -183,7 +185,7 @@ def test_a_case_without_candidates_has_an_empty_mask_and_a_table_of_columns(tmp_
 def test_the_same_input_gives_the_same_bytes(tmp_path):
     path = stored(tmp_path, "a")
     for out in ("one", "two"):
-        predict(model(), path, tmp_path / out, device=CPU, save_probability=True)
+        predict(model(), path, tmp_path / out, device=CPU, settings=PROBABILITY)
     for name in ("a_mask.nii.gz", "a_probability.nii.gz", "a_candidates.csv"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
@@ -204,7 +206,7 @@ def test_a_run_that_fails_leaves_no_record_of_an_earlier_one(tmp_path):
     predict(model(), tmp_path / "in", tmp_path / "out", device=CPU)
     (tmp_path / "in" / "b.nii.gz").write_bytes(b"")
     with pytest.raises(InputError):
-        predict(model(), tmp_path / "in", tmp_path / "out", device=CPU, threshold=0.9)
+        predict(model(), tmp_path / "in", tmp_path / "out", device=CPU, settings=PredictSettings(threshold=0.9))
     assert names(tmp_path / "out") == ["a_candidates.csv", "a_mask.nii.gz"]
 
 
@@ -234,12 +236,12 @@ def test_no_output_folder_is_made_for_input_that_is_none(tmp_path):
 def test_a_model_folder_predicts_through_the_public_door(tmp_path):
     torch.manual_seed(0)
     net = UNet3d(in_channels=1, out_channels=2, channels=(4, 6, 8), strides=[1, 2, [2, 2, 1]])
-    made = ModelCard(**{**vars(card()), "network": {"name": "UNet3d", "arguments": net.arguments}})
-    loaded = load_model(save_model(tmp_path / "model", net, made))
+    made = replace(card(), members=(Member(network={"name": "UNet3d", "arguments": net.arguments}),))
+    loaded = load_model(save_model(tmp_path / "model", [net], made))
     (mask,) = predict(loaded, stored(tmp_path, "a"), tmp_path / "out", device=CPU)
     assert mask.exists()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert record["weights_sha256"] == loaded.weights_sha256
+    assert record["weights_sha256"] == list(loaded.weights_sha256)
 
 
 # Which cases there are

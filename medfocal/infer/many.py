@@ -1,0 +1,359 @@
+"""Predicting many cases: reading, network and writing overlap, a fault of one stops no other, nothing is done twice."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfocal import __version__
+from medfocal.data.cache import file_digest
+from medfocal.data.cases import read_case
+from medfocal.data.manifest import Case, LabelScheme
+from medfocal.data.transforms import PreparedCase, prepare_case
+from medfocal.errors import DatasetError, GeometryError, InputError, MedfocalError
+from medfocal.files import make_folder, plain, write_csv, write_json
+from medfocal.infer.candidates import COLUMNS, candidate_rows
+from medfocal.infer.cases import find_cases
+from medfocal.infer.predict import Prediction, predict_case
+from medfocal.model import Model, OperatingPoint
+from medfocal.progress import track
+from medfocal.volume import Volume, read_labels, write_volume
+
+if TYPE_CHECKING:
+    import torch
+
+LOG = logging.getLogger("medfocal.infer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings:
+    """How cases are predicted, and what is written of them.
+
+    Args:
+        threshold: Confidence from which a candidate enters the mask; None: the model's first operating point.
+        save_probability: Whether to write `<case>_probability.nii.gz`, float32.
+        save_spread: Whether to write `<case>_spread.nii.gz`, float32, and the column `spread` of candidates.
+        mirror: Whether to average over the eight mirrored views of every window, in eight times the time.
+        max_memory_mb: What a case may take beside the program and the model; None: no bound, and the next case is read
+            meanwhile.
+        allow_cpu: Whether to go on on the CPU where the GPU's memory does not suffice for one window.
+        exclude: Folder of masks `<case>.nii.gz`: a candidate whose highest voxel lies in one is none.
+        keep_going: Whether the other cases are predicted when one cannot be.
+        resume: Whether to leave out cases whose results are there, of the same images, model and settings.
+        shard: `(i, n)`: the i-th of n shares of the cases, from 1.
+    """
+
+    threshold: float | None = None
+    save_probability: bool = False
+    save_spread: bool = False
+    mirror: bool = False
+    max_memory_mb: float | None = None
+    allow_cpu: bool = False
+    exclude: Path | None = None
+    keep_going: bool = True
+    resume: bool = True
+    shard: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        number, count = self.shard
+        if not 1 <= number <= count:
+            message = f"shard must be i/n with i from 1 to n, got {number}/{count}"
+            raise ValueError(message)
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            message = f"threshold must be in [0, 1], got {self.threshold}"
+            raise ValueError(message)
+        if self.max_memory_mb is not None and not self.max_memory_mb > 0:
+            message = f"max_memory_mb must be above 0, got {self.max_memory_mb}"
+            raise ValueError(message)
+
+    @property
+    def record_name(self) -> str:
+        """`run.json`, of a share with its number."""
+        number, count = self.shard
+        return "run.json" if count == 1 else f"run_{number}of{count}.json"
+
+
+def predict(
+    model: Model,
+    input_path: Path,
+    output: Path,
+    *,
+    device: torch.device,
+    settings: PredictSettings | None = None,
+) -> list[Path]:
+    """Predict a file, a folder of files or the test split of a dataset.
+
+    A case is written once it is complete: `<case>_mask.nii.gz` (uint8 classes) on the input's own grid,
+    `<case>_candidates.csv` with every candidate, maps if asked, and last `<case>_run.json`, by which it is known to be
+    complete; at the end of all `run.json`.
+
+    Args:
+        model: From `load_model` or `load_models`, on `device`.
+        input_path: An image, a folder, or a `dataset.json`. A model of several channels takes files
+            `<case>_0000.nii.gz`, `<case>_0001.nii.gz`, … in the order of its channels.
+        output: Folder, made if missing.
+        device: Where to compute.
+        settings: None takes the defaults.
+
+    Returns:
+        The masks of all cases of the share, in order; also those that were there.
+
+    Raises:
+        InputError: The input does not exist; or a case cannot be read, after the others were predicted.
+        DatasetError: No image in it, or channels are missing.
+        ResourceError: The output cannot be written, or memory does not suffice.
+    """
+    settings = PredictSettings() if settings is None else settings
+    input_path, output = Path(input_path), Path(output)
+    cases = find_cases(input_path, model.card.channels)
+    _refuse_own_input(input_path, output)
+    number, count = settings.shard
+    cases = cases[number - 1 :: count]
+    output = make_folder(output)
+    (output / settings.record_name).unlink(missing_ok=True)  # it would tell of an earlier run should this one fail
+    job = _Job(model, output, device, settings, _key_of(model, settings))
+    rows = list(track(job.rows(cases), "predict", len(cases)))
+    write_json(output / settings.record_name, _run_record(model, settings, device, rows))
+    failed = [row for row in rows if "error" in row]
+    if failed:
+        listed = "".join(f"\n  - {row['error']}" for row in failed[:10])
+        more = f"\n  … and {len(failed) - 10} more" if len(failed) > 10 else ""
+        message = (
+            f"{len(failed)} of {len(cases)} cases could not be predicted:{listed}{more}\n"
+            f"    The others are in '{output}', and the same command leaves them out."
+        )
+        raise InputError(message)
+    return [output / f"{case.name}_mask.nii.gz" for case in cases]
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all cases of a prediction share."""
+
+    model: Model
+    output: Path
+    device: torch.device
+    settings: PredictSettings
+    key: str
+
+    @property
+    def threshold(self) -> float:
+        given = self.settings.threshold
+        return self.model.card.operating_points[0].threshold if given is None else given
+
+    def rows(self, cases: Sequence[Case]) -> Iterator[dict[str, Any]]:
+        """Predict the cases that are not done, one after the other, and tell of each.
+
+        One thread reads the next case and one writes the last while this one computes; where memory is bounded
+        nothing is read ahead.
+        """
+        ahead = 1 if self.settings.max_memory_mb is None else 0
+        with (
+            concurrent.futures.ThreadPoolExecutor(1, "read") as reader,
+            concurrent.futures.ThreadPoolExecutor(1, "write") as writer,
+        ):
+            reads: dict[int, concurrent.futures.Future[_Read]] = {}
+            written: concurrent.futures.Future[dict[str, Any]] | None = None
+            try:
+                for place, case in enumerate(cases):
+                    for soon in range(place, min(place + ahead, len(cases) - 1) + 1):
+                        if soon not in reads:
+                            reads[soon] = reader.submit(self._read, cases[soon])
+                    made = self._compute(reads.pop(place))
+                    if written is not None:
+                        yield written.result()
+                    written = writer.submit(self._write, case, made)
+                    if not ahead:
+                        yield written.result()
+                        written = None
+                if written is not None:
+                    yield written.result()
+            finally:
+                for read in reads.values():
+                    read.cancel()
+
+    def _read(self, case: Case) -> _Read:
+        start = time.monotonic()
+        digests = [file_digest(path) for path in case.images]
+        key = hashlib.sha256(json.dumps([self.key, digests]).encode()).hexdigest()
+        done = self._done(case, key) if self.settings.resume else None
+        if done is not None:
+            return _Read(key, digests, done, None, None, 0.0)
+        volumes = read_case(case, LabelScheme({}))
+        exclude = None
+        if self.settings.exclude is not None:
+            exclude = _read_exclusion(self.settings.exclude, case, volumes.grid)
+        prepared = prepare_case(volumes, self.model.card.preprocessing)
+        return _Read(key, digests, None, prepared, exclude, time.monotonic() - start)
+
+    def _done(self, case: Case, key: str) -> dict[str, Any] | None:
+        """The record of a case that is complete: its last file is there and names the same inputs."""
+        try:
+            record = json.loads((self.output / f"{case.name}_run.json").read_text("utf-8"))
+            names = record["files"]
+            is_same = record["key"] == key and all((self.output / name).is_file() for name in names)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return {**record["row"], "resumed": True} if is_same else None
+
+    def _compute(self, reading: concurrent.futures.Future[_Read]) -> _Made:
+        settings = self.settings
+        try:
+            read = reading.result()
+            if read.prepared is None:
+                return _Made(read, None, 0.0, None)
+            start = time.monotonic()
+            found = predict_case(
+                self.model,
+                read.prepared,
+                device=self.device,
+                mirror=settings.mirror,
+                with_spread=settings.save_spread,
+                max_memory_mb=settings.max_memory_mb,
+                allow_cpu=settings.allow_cpu,
+                exclude=read.exclude,
+            )
+            grid = read.prepared.grid
+            return _Made(replace(read, prepared=None, exclude=None), found, time.monotonic() - start, grid)
+        except (InputError, GeometryError, DatasetError) as error:
+            if not settings.keep_going:
+                raise
+            return _Made(None, None, 0.0, None, error)
+
+    def _write(self, case: Case, made: _Made) -> dict[str, Any]:
+        images = [str(path) for path in case.images]
+        if made.error is not None:
+            return {"case": case.name, "images": images, "error": str(made.error)}
+        assert made.read is not None, "what is no error was read"
+        if made.found is None:
+            assert made.read.done is not None, "what was not computed was there"
+            return made.read.done
+        assert made.grid is not None, "what was computed has a grid"
+        files = write_case(
+            self.output,
+            case.name,
+            made.grid,
+            made.found,
+            self.threshold,
+            points=self.model.card.operating_points,
+            save_probability=self.settings.save_probability,
+        )
+        row = {
+            "case": case.name,
+            "images": images,
+            "input_sha256": made.read.digests,
+            "num_candidates": int((made.found.candidates.confidence >= self.threshold).sum()),
+            "seconds": round(made.read.seconds + made.seconds, 2),
+            "notes": list(made.found.notes),
+        }
+        write_json(self.output / f"{case.name}_run.json", {"key": made.read.key, "files": files, "row": row})
+        return row
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A case that was read, or found to be done."""
+
+    key: str
+    digests: list[str]
+    done: dict[str, Any] | None
+    prepared: PreparedCase | None
+    exclude: NDArray[np.bool_] | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What was computed of a case, or why it was not."""
+
+    read: _Read | None
+    found: Prediction | None
+    seconds: float
+    grid: Volume | None
+    error: MedfocalError | None = None
+
+
+def write_case(
+    output: Path,
+    name: str,
+    grid: Volume,
+    found: Prediction,
+    threshold: float,
+    *,
+    points: Sequence[OperatingPoint] = (),
+    save_probability: bool,
+) -> list[str]:
+    """Write one case's table of candidates, maps and, last, mask; the names of the files."""
+    rows = candidate_rows(name, found.candidates, threshold, points, found.spread)
+    write_csv(output / f"{name}_candidates.csv", rows, COLUMNS)
+    files = [f"{name}_candidates.csv"]
+    maps = {"probability": found.probability if save_probability else None, "spread": found.spread}
+    for kind, values in (*maps.items(), ("mask", found.mask(threshold))):
+        if values is not None:
+            write_volume(output / f"{name}_{kind}.nii.gz", grid.with_array(values))
+            files.append(f"{name}_{kind}.nii.gz")
+    return files
+
+
+def _read_exclusion(folder: Path, case: Case, grid: Volume) -> NDArray[np.bool_]:
+    """A case's mask of where no lesion can be.
+
+    Raises:
+        InputError: There is none, or it cannot be read.
+        GeometryError: It lies on another grid.
+    """
+    path = folder / f"{case.name}.nii.gz"
+    if not path.exists():
+        message = f"case '{case.name}': no exclusion mask '{path}'. Write one, empty where nothing is excluded."
+        raise InputError(message)
+    mask = read_labels(path)
+    if not grid.same_grid(mask):
+        message = f"case '{case.name}': image and exclusion mask '{path}' differ: {grid.grid_difference(mask)}"
+        raise GeometryError(message)
+    return np.asarray(mask.array > 0)
+
+
+def _refuse_own_input(input_path: Path, output: Path) -> None:
+    if not input_path.is_dir():
+        return
+    mine, theirs = output.resolve(), input_path.resolve()
+    if mine == theirs or theirs in mine.parents:
+        message = (
+            f"the output '{output}' lies in the input '{input_path}': masks would be taken for images the next time. "
+            "Choose a folder beside it."
+        )
+        raise InputError(message)
+
+
+def _key_of(model: Model, settings: PredictSettings) -> str:
+    """Digest of all that a case's results depend on beside its images."""
+    own = {k: v for k, v in asdict(settings).items() if k not in ("keep_going", "resume", "shard", "max_memory_mb")}
+    told = plain([__version__, model.weights_sha256, model.card.to_dict(), own])
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _run_record(
+    model: Model, settings: PredictSettings, device: torch.device, rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    card = model.card
+    threshold = card.operating_points[0].threshold if settings.threshold is None else settings.threshold
+    return {
+        "medfocal": __version__,
+        "model": card.name,
+        "weights_sha256": list(model.weights_sha256),
+        "threshold": threshold,
+        "settings": plain(asdict(settings)),
+        "device": str(device),
+        "cases": rows,
+        "intended_use": card.intended_use,
+    }

@@ -1,0 +1,134 @@
+"""What a prediction takes of memory, known before it starts, and what there is."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from medfocal.errors import ResourceError
+from medfocal.infer.sliding import row_of, tiles_of
+from medfocal.infer.window import Window
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+#: What is kept of encoder outputs beside the layer at work, as a share of the largest: they halve in each axis.
+KEPT_SHARE = 1.4
+MEGABYTE = 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a prediction holds in main memory at most, beside the program and the networks; estimated beforehand.
+
+    Attributes:
+        num_tiles: Parts that the case is worked on in.
+        megabytes: Of image, results, sums, windows and what the network computes (1e6 bytes).
+    """
+
+    num_tiles: int
+    megabytes: float
+
+
+def plan_memory(
+    network: nn.Module,
+    shape: Sequence[int],
+    window: Window,
+    num_channels: int,
+    *,
+    num_results: int,
+    max_memory_mb: float | None,
+) -> Memory:
+    """In how many parts a case fits a memory, and what it takes.
+
+    Args:
+        network: One of them.
+        shape: Of the image, `(C, I, J, K)`.
+        window: Of the prediction.
+        num_channels: Of the sums.
+        num_results: Bytes a voxel of what is kept.
+        max_memory_mb: None: no bound.
+
+    Raises:
+        ResourceError: Not even the smallest parts fit.
+    """
+    in_channels, *sides = shape
+    num_voxels = math.prod(sides)
+    fixed = num_voxels * (4 * in_channels + num_results) + forward_bytes(network, in_channels, window)
+    most = len(row_of(sides[1], window.size[1], window.overlap).starts)
+    taken = math.inf
+    for num_tiles in range(1, most + 1):
+        width = max(part.stop - part.start for part in tiles_of(sides[1], num_tiles))
+        taken = (fixed + 4 * num_channels * window.size[0] * width * sides[2]) / MEGABYTE
+        if max_memory_mb is None or taken <= max_memory_mb:
+            return Memory(num_tiles=num_tiles, megabytes=taken)
+    message = (
+        f"a case of {'x'.join(map(str, sides))} voxels takes {taken:.0f} MB at least and max_memory_mb is "
+        f"{max_memory_mb:g}. Allow more, or fewer windows at once than {window.batch}."
+    )
+    raise ResourceError(message)
+
+
+def forward_bytes(network: nn.Module, in_channels: int, window: Window) -> float:
+    """About what one batch of windows takes while a network computes: the largest layer, and what skips keep.
+
+    The network is run on shapes alone, which computes nothing.
+    """
+    import torch
+
+    largest_pair, largest = 0, 0
+
+    def look(_: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+        nonlocal largest_pair, largest
+        sizes = [tensor.numel() for tensor in given if isinstance(tensor, torch.Tensor)]
+        largest_pair = max(largest_pair, sum(sizes) + made.numel())
+        largest = max(largest, made.numel())
+
+    outline = copy.deepcopy(network).to("meta")
+    for module in outline.modules():
+        if not any(True for _ in module.children()):
+            module.register_forward_hook(look)
+    with torch.inference_mode():
+        outline(torch.empty(window.batch, in_channels, *window.size, device="meta"))
+    return 4 * (largest_pair + KEPT_SHARE * largest)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had, on a GPU or on the CPU."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def free_memory_gb(device: torch.device) -> float:
+    """Memory that a program could have now, in GB (1e9 bytes): of the GPU, or of the machine or its container."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 1e9
+    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 1e9]
+    meminfo = read_text(Path("/proc/meminfo"))
+    available = [line.split()[1] for line in meminfo.splitlines() if line.startswith("MemAvailable:")]
+    if available:  # what caches of files hold can be had as well
+        free = [int(available[0]) * 1024 / 1e9]
+    group = Path("/sys/fs/cgroup")
+    most, used = (read_text(group / name).strip() for name in ("memory.max", "memory.current"))
+    if most.isdigit() and used.isdigit():
+        free.append(max(0, int(most) - int(used)) / 1e9)
+    return min(free)
+
+
+def read_text(path: Path) -> str:
+    """A file of the system, or nothing where there is none."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""

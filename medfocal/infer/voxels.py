@@ -1,0 +1,199 @@
+"""What networks say of each voxel of a case: probability of a lesion, class and spread, in a memory known beforehand."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medfocal.errors import ModelError
+from medfocal.infer.correction import corrected
+from medfocal.infer.memory import plan_memory
+from medfocal.infer.sliding import body_box, grown_to, slide
+from medfocal.infer.window import Window, class_probabilities, reduced_type
+from medfocal.model import NO_CORRECTION
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class Voxels:
+    """What is known of each voxel, on the network's grid.
+
+    Attributes:
+        probability: Of any lesion class, float32 `(I, J, K)`, in [0, 1].
+        classes: Lesion class or innermost region of each voxel from 1, if it is of a lesion at all, uint8
+            `(I, J, K)`; None where there is but one.
+        spread: Standard deviation of the probability over members and mirrored views, float32 `(I, J, K)`; None
+            unless it was asked for.
+    """
+
+    probability: NDArray[np.float32]
+    classes: NDArray[np.uint8] | None
+    spread: NDArray[np.float32] | None
+
+
+def predict_voxels(
+    networks: Sequence[nn.Module],
+    image: torch.Tensor,
+    *,
+    window: Window,
+    activation: str,
+    device: torch.device,
+    overlapping: bool = False,
+    correction: Mapping[str, Any] = NO_CORRECTION,
+    mirror: bool = False,
+    with_spread: bool = False,
+    max_memory_mb: float | None = None,
+) -> Voxels:
+    """Slide a window over a prepared image and average what networks say with Gaussian weights.
+
+    Args:
+        networks: In evaluation mode, on `device`. Their probabilities are averaged window by window.
+        image: float32 `(C, I, J, K)` on the network's grid, on the CPU. A side shorter than the window is padded
+            with 0 on both ends.
+        window: Size, overlap, batch and precision.
+        activation: "softmax" or "sigmoid".
+        device: Where windows are computed.
+        overlapping: Whether classes are regions that lie within each other.
+        correction: Of `medfocal.infer.correction.corrected`, for the averages.
+        mirror: Whether to average over the eight mirrored views as well, in eight times the time.
+        with_spread: Whether to tell how far networks and views differ.
+        max_memory_mb: What `Memory` may come to; None: no bound.
+
+    Raises:
+        ModelError: A network gives NaN.
+        ResourceError: It cannot be done in so little memory.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    shape = image.shape[1:]
+    missing = [max(0, size - count) for size, count in zip(window.size, shape, strict=True)]
+    ahead = [count // 2 for count in missing]
+    if any(missing):
+        pads = [(count // 2, count - count // 2) for count in missing]
+        image = F.pad(image, [end for pad in reversed(pads) for end in pad])
+    inner = tuple(slice(start, start + count) for start, count in zip(ahead, shape, strict=True))
+    views = [(network, axes) for network in networks for axes in _mirrors(mirror)]
+    num_classes = _num_classes(networks[0], image, window, activation)
+    num_channels = num_classes + (len(views) if with_spread else 0)
+    found = Voxels(
+        np.zeros(image.shape[1:], np.float32),
+        np.ones(image.shape[1:], np.uint8) if num_classes > 1 else None,
+        np.zeros(image.shape[1:], np.float32) if with_spread else None,
+    )
+    reduced = reduced_type(window.precision, device)
+
+    def say(windows: torch.Tensor) -> torch.Tensor:
+        total: torch.Tensor | None = None
+        each = []
+        for network, axes in views:
+            with torch.autocast(device.type, dtype=reduced, enabled=reduced is not None):
+                logits = network(windows.flip(axes) if axes else windows)
+            probabilities = class_probabilities(logits, activation)
+            if axes:
+                probabilities = probabilities.flip(axes)
+            if with_spread:
+                each.append(lesion_of(probabilities, activation, dim=1))
+            total = probabilities if total is None else total.add_(probabilities)
+        assert total is not None, "at least one network"
+        total = total.div_(len(views)) if len(views) > 1 else total
+        return torch.cat([total, *each], dim=1) if with_spread else total
+
+    memory = plan_memory(
+        networks[0], image.shape, window, num_channels, num_results=9 if with_spread else 5, max_memory_mb=max_memory_mb
+    )
+    with torch.inference_mode():
+        box = body_box(image)
+        if any(side.stop == side.start for side in box):
+            return _cropped(found, inner)
+        box = grown_to(box, window.size, image.shape[1:])
+        planes = slide(
+            say,
+            image[:, *box],
+            window=window,
+            num_channels=num_channels,
+            device=device,
+            num_tiles=memory.num_tiles,
+        )
+        for depth, columns, values in planes:
+            place = (_moved(depth, box[0]), _moved(columns, box[1]), box[2])
+            _take(values, found, place, num_classes, activation, correction, overlapping=overlapping)
+    return _cropped(found, inner)
+
+
+def _take(
+    values: torch.Tensor,
+    found: Voxels,
+    place: tuple[slice, slice, slice],
+    num_classes: int,
+    activation: str,
+    correction: Mapping[str, Any],
+    *,
+    overlapping: bool,
+) -> None:
+    """Write planes that are complete into the results."""
+    import torch
+
+    if not bool(torch.isfinite(values).all()):
+        message = "the network gives NaN or infinite values: its weights, or bfloat16 with them, are unusable"
+        raise ModelError(message)
+    classes = corrected(values[:num_classes], correction, activation)
+    lesion = lesion_of(classes, activation, dim=0)[0].clamp(0, 1)
+    found.probability[place] = lesion.cpu().numpy()
+    if found.classes is not None:
+        label = classes.argmax(dim=0).to(torch.uint8) + 1
+        if overlapping:
+            for number, probability in enumerate(classes, start=1):
+                label[probability >= 0.5] = number
+        found.classes[place] = label.cpu().numpy()
+    if found.spread is not None:
+        found.spread[place] = values[num_classes:].std(dim=0, correction=0).cpu().numpy()
+
+
+def lesion_of(probabilities: torch.Tensor, activation: str, *, dim: int) -> torch.Tensor:
+    """Probability of any lesion class, with one channel along `dim`.
+
+    Classes of a softmax exclude each other, so they add; those of sigmoids do not, so the highest counts.
+    """
+    if probabilities.shape[dim] == 1:
+        return probabilities
+    if activation == "softmax":
+        return probabilities.sum(dim=dim, keepdim=True)
+    return probabilities.amax(dim=dim, keepdim=True)
+
+
+def _num_classes(network: nn.Module, image: torch.Tensor, window: Window, activation: str) -> int:
+    import torch
+
+    outline = copy.deepcopy(network).to("meta")
+    with torch.inference_mode():
+        made = outline(torch.empty(1, image.shape[0], *window.size, device="meta"))
+    return int(made.shape[1]) - (activation == "softmax")
+
+
+def _mirrors(mirror: bool) -> list[tuple[int, ...]]:  # noqa: FBT001  the setting itself
+    axes = (2, 3, 4)
+    sizes = range(4) if mirror else range(1)
+    return [chosen for size in sizes for chosen in itertools.combinations(axes, size)]
+
+
+def _moved(part: slice, side: slice) -> slice:
+    return slice(part.start + side.start, part.stop + side.start)
+
+
+def _cropped(found: Voxels, inner: tuple[slice, ...]) -> Voxels:
+    return replace(
+        found,
+        probability=found.probability[inner],
+        classes=None if found.classes is None else found.classes[inner],
+        spread=None if found.spread is None else found.spread[inner],
+    )
