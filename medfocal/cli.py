@@ -33,6 +33,8 @@ usage: medfocal VERB key=value ...
   compare    two models on the same cases: which finds more lesions, and whether that is more than chance
   suspect    labels that are probably wrong, by predictions that did not learn from them
   summarize  many training runs as one table: mean and spread over seeds and folds, figures
+  calibrate  a model's operating points from cases that it has not learnt from, with a guarantee
+  export     a model as a MONAI bundle, an ONNX file or a torch.export archive, held against the original
   info       versions and devices; with model=DIR what a model finds; with figure=focal_loss the loss, drawn
 
 medfocal VERB --help shows a verb's settings.  medfocal train -m seed=1,2,3 runs all three.
@@ -278,7 +280,7 @@ def _predict(conf: dict[str, Any]) -> None:
     own = ("threshold", "save_probability", "save_spread", "max_memory_mb", "allow_cpu", "keep_going", "resume")
     try:
         settings = PredictSettings(
-            **{name: conf[name] for name in own},
+            **{name: conf[name] for name in (*own, "strict")},
             mirror=conf["tta"] == "mirror",
             exclude=_path(conf["exclude"]),
             shard=_shard(conf["shard"]),
@@ -544,6 +546,40 @@ def _plan(conf: dict[str, Any]) -> None:
     )
 
 
+def _calibrate(conf: dict[str, Any]) -> None:
+    from medfocal import config
+    from medfocal.data.dataset import DataSettings
+    from medfocal.infer import load_models
+    from medfocal.infer.calibrate import calibrate
+    from medfocal.infer.window import choose_device
+    from medfocal.report.calibration_page import print_calibration, write_calibration_figure
+
+    device = choose_device(conf["device"])
+    folders = [conf["model"]] if isinstance(conf["model"], str) else conf["model"]
+    model = load_models([Path(folder) for folder in folders], device)
+    found = calibrate(
+        model,
+        DataSettings(**conf["data"]).open(),
+        Path(conf["output"]),
+        settings=config.calibration_of(conf),
+        protocol=config.stated_protocol(conf["protocol"]),
+        device=device,
+    )
+    print_calibration(found, write_calibration_figure(found))
+
+
+def _export(conf: dict[str, Any]) -> None:
+    from medfocal.infer.export import Format, export_model
+    from medfocal.model import load_model
+    from medfocal.progress import say
+
+    model = load_model(Path(conf["model"]))
+    found = export_model(model, Format(conf["format"]), Path(conf["output"]))
+    size = "x".join(map(str, found.shape[2:]))
+    say(f"a window of {size} voxels of noise: probabilities within {found.difference:.1e} of the model's, in float32")
+    say(f"the {conf['format']} is '{found.path}'")
+
+
 def _info(conf: dict[str, Any]) -> None:
     if conf["figure"] is not None:
         from medfocal.progress import say
@@ -567,6 +603,8 @@ FUNCTIONS: dict[str, Callable[[dict[str, Any]], float | None]] = {
     "phantom": _phantom,
     "check": _check,
     "plan": _plan,
+    "calibrate": _calibrate,
+    "export": _export,
     "info": _info,
 }
 

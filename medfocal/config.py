@@ -30,7 +30,10 @@ from medfocal.train.settings import CacheSettings, SamplingSettings, TrainerSett
 if TYPE_CHECKING:
     from medfocal.evaluate import Protocol  # importing it imports numpy, which `--help` does without
 
-VERBS = ("phantom", "check", "plan", "train", "predict", "evaluate", "compare", "suspect", "summarize", "info")
+VERBS = (
+    *("phantom", "check", "plan", "train", "predict", "evaluate", "compare", "suspect"),
+    *("summarize", "calibrate", "export", "info"),
+)
 
 #: Groups with a `_target_`: the module whose public classes are allowed, and classes of other packages.
 TARGETS: Mapping[str, tuple[str | None, tuple[str, ...]]] = {
@@ -155,6 +158,7 @@ class PredictConfig(CommonConfig):
     keep_going: bool = MISSING
     resume: bool = MISSING
     shard: str = MISSING
+    strict: bool = MISSING
 
 
 @dataclass
@@ -261,6 +265,35 @@ class PlanConfig(CommonConfig):
 
 
 @dataclass
+class CalibrateConfig(CommonConfig):
+    """medfocal calibrate: arguments of `medfocal.infer.calibrate.CalibrateSettings` beside model, data and protocol."""
+
+    model: Any = MISSING  # a folder or a list of folders; `_check_models` holds it to that
+    data: DataSettings = MISSING
+    output: str = MISSING
+    split: str = MISSING
+    device: str = MISSING
+    false_positives: list[float] = MISSING
+    sensitivity: float | None = None
+    min_diameter_mm: float = MISSING
+    guarantee: str = MISSING
+    confidence_level: float = MISSING
+    correct: bool = MISSING
+    confidence: str | None = None
+    fit_share: float = MISSING
+    protocol: dict[str, Any] = MISSING
+
+
+@dataclass
+class ExportConfig(CommonConfig):
+    """medfocal export."""
+
+    model: str = MISSING
+    format: str = MISSING
+    output: str = MISSING
+
+
+@dataclass
 class InfoConfig(CommonConfig):
     """medfocal info."""
 
@@ -279,6 +312,8 @@ SCHEMAS: Mapping[str, type] = {
     "phantom": PhantomConfig,
     "check": CheckConfig,
     "plan": PlanConfig,
+    "calibrate": CalibrateConfig,
+    "export": ExportConfig,
     "info": InfoConfig,
 }
 
@@ -402,9 +437,11 @@ def check(conf: DictConfig) -> dict[str, Any]:
         "instances": _check_reading,
         "primary_rate": _check_primary_rate,
         "save_probability": _check_models,
+        "guarantee": _check_calibration,
         "protocol": _check_protocol,
         "runs": _check_runs,
         "figure": _check_figure,
+        "format": _check_format,
         "budget": _check_budget,
         "data": _check_data,
     }
@@ -654,6 +691,34 @@ def _check_models(values: Mapping[str, Any]) -> None:
         raise ConfigError(message)
 
 
+def _check_calibration(values: Mapping[str, Any]) -> None:
+    """Refuse what no operating point can be chosen by, and an output that would replace the model."""
+    _check_models(values)
+    calibration_of(values)
+    folders = [values["model"]] if isinstance(values["model"], str) else values["model"]
+    output = Path(values["output"])
+    if not values["output"].strip() or any(Path(folder).resolve() == output.resolve() for folder in folders):
+        message = f"output must name another folder than the model, which stays as it is, got '{values['output']}'"
+        raise ConfigError(message)
+    if values["protocol"]["hit_rule"] == "covered_together":
+        message = (
+            "protocol.hit_rule=covered_together judges candidates together at one threshold, so it cannot say at which "
+            "a lesion is found; choose another protocol"
+        )
+        raise ConfigError(message)
+
+
+def calibration_of(values: Mapping[str, Any]) -> Any:
+    """What `calibrate` is asked for (`medfocal.infer.calibrate.CalibrateSettings`).
+
+    Raises:
+        ConfigError: A setting is out of its range.
+    """
+    settings = _load("medfocal.infer.calibrate.CalibrateSettings")
+    names = [f.name for f in fields(settings)]
+    return _reworded("calibrate", lambda: settings(**{name: values[name] for name in names}))
+
+
 def _check_primary_rate(values: Mapping[str, Any]) -> None:
     given = values["primary_rate"]
     is_number = isinstance(given, int | float) and not isinstance(given, bool)
@@ -684,6 +749,19 @@ def _check_budget(values: Mapping[str, Any]) -> None:
     if not values["output"].strip():
         message = "output must name a folder, got ''"
         raise ConfigError(message)
+
+
+def _check_format(values: Mapping[str, Any]) -> None:
+    """Refuse what a model cannot be written as, and a file that would not be known by its ending."""
+    from medfocal.infer.export import Format
+
+    name, names = values["format"], [str(kind) for kind in Format]
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        message = f"there is no format '{name}'{hint}. Formats: {', '.join(names)}."
+        raise ConfigError(message)
+    _reworded("export", lambda: Format(name).check_output(values["output"]))
 
 
 def _check_figure(values: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from medfocal.components import CONNECTIVITIES, Confidence
-from medfocal.data.transforms import Preprocessing
+from medfocal.data.transforms import MOST_VOXELS, Preprocessing
 from medfocal.errors import ModelError
 from medfocal.files import atomic_write, make_folder, plain, write_json
 
@@ -62,6 +63,16 @@ class Guarantee:
     num_patients: int
     confidence: float | None = None
 
+    def __post_init__(self) -> None:
+        if not (
+            0 < self.miss_rate < 1
+            and 0 <= self.min_diameter_mm < math.inf
+            and self.num_patients >= 1
+            and (self.confidence is None or 0 < self.confidence < 1)
+        ):
+            message = f"the guarantee makes no sense: {self}"
+            raise ValueError(message)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
@@ -95,6 +106,15 @@ class OperatingPoint:
         if not 0 <= self.threshold <= 1:
             message = f"the threshold of an operating point must be in [0, 1], got {self.threshold}"
             raise ValueError(message)
+        sensitivities = (self.lesion_sensitivity, self.lesion_sensitivity_low, self.lesion_sensitivity_high)
+        figures = (*sensitivities, self.false_positives_per_case, self.num_lesions, self.num_patients)
+        if not (
+            isinstance(self.name, str)
+            and isinstance(self.source, str)
+            and all(value is None or isinstance(value, numbers.Real) for value in figures)
+        ):
+            message = f"the operating point makes no sense: {self}"
+            raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +132,11 @@ class Member:
     def __post_init__(self) -> None:
         if set(self.network) != {"name", "arguments"}:
             message = f"network must hold name, arguments and nothing else, got {dict(self.network)}"
+            raise ValueError(message)
+        if not isinstance(self.network["name"], str) or not isinstance(self.training, Mapping):
+            message = (
+                f"network and training are a word and named values, got {self.network['name']!r}, {self.training!r}"
+            )
             raise ValueError(message)
 
 
@@ -158,11 +183,12 @@ class ModelCard:
         window, rule, correction = self.window, self.candidates, self.correction
         sound = {
             "members": len(self.members) >= 1,
-            "channels": len(self.channels) >= 1,
+            "channels": len(self.channels) >= 1 and all(isinstance(name, str) for name in self.channels),
             "labels": len(self.labels) >= 2 and sorted(self.labels) == list(range(len(self.labels))),
             "activation": self.activation in ("softmax", "sigmoid"),
             "window": len(window["size"]) == 3
             and all(isinstance(n, int) and n >= 1 for n in (*window["size"], window["batch"]))
+            and math.prod((*window["size"], window["batch"])) <= MOST_VOXELS
             and 0 <= window["overlap"] < 1
             and window["precision"] in ("auto", "bf16", "fp16", "float32"),
             "candidates": 0 < rule["extent_ratio"] < 1
@@ -176,6 +202,8 @@ class ModelCard:
             "correction": 0 < correction["temperature"] < math.inf and _gammas_are_sound(correction["gamma"]),
             "operating_points": len(self.operating_points) >= 1,
             "overlapping": self.overlapping in (False, self.activation == "sigmoid"),
+            "familiar": self.familiar is None or isinstance(self.familiar, Mapping),
+            "intended_use": isinstance(self.intended_use, str),
         }
         for name, good in sound.items():
             if not good:
@@ -265,6 +293,7 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
 
     folder = Path(folder)
     card, weights = read_card(folder)
+    _check_correction(folder, card)
     networks = []
     for member, stated in zip(card.members, weights, strict=True):
         path = folder / stated["file"]
@@ -282,11 +311,11 @@ def load_model(folder: Path, device: str | torch.device = "cpu") -> Model:
             raise ModelError(message)
         network = _build_network(folder, card, member)
         try:
-            network.load_state_dict(load(content))
+            network.load_state_dict(load(content), assign=True)
         except (SafetensorError, RuntimeError, KeyError) as error:
             message = f"the weights '{path}' do not fit the network that '{CARD}' describes: {str(error)[:300]}"
             raise ModelError(message) from error
-        networks.append(network.to(device).eval())
+        networks.append(network.float().to(device).eval())
     return Model(tuple(networks), card, tuple(stated["sha256"] for stated in weights))
 
 
@@ -331,6 +360,9 @@ def _from_version_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _card_from(values: dict[str, Any]) -> ModelCard:
+    if not isinstance(values["channels"], list):
+        message = f"channels must be a list, got {values['channels']!r}"
+        raise TypeError(message)
     preprocessing = dict(values["preprocessing"])
     if preprocessing.get("spacing_mm") is not None:
         preprocessing["spacing_mm"] = tuple(preprocessing["spacing_mm"])
@@ -350,17 +382,35 @@ def _card_from(values: dict[str, Any]) -> ModelCard:
     )
 
 
+def _check_correction(folder: Path, card: ModelCard) -> None:
+    import torch
+
+    from medfocal.losses import focal_posterior
+
+    num_channels = len(card.labels) - (card.activation == "sigmoid")
+    gamma, alpha = card.correction["gamma"], card.correction["alpha"]
+    try:
+        focal_posterior(torch.full((1, num_channels, 1), 0.5), gamma=gamma, alpha=alpha, activation=card.activation)
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        message = f"'{Path(folder) / CARD}': probabilities cannot be corrected as it says: {error}"
+        raise ModelError(message) from error
+
+
 def _build_network(folder: Path, card: ModelCard, member: Member) -> torch.nn.Module:
+    """The network without its weights, on the device "meta": arguments can ask for more memory than there is."""
+    import torch
+
     from medfocal import networks
 
-    name = member.network["name"]
+    name, where = member.network["name"], f"'{Path(folder) / CARD}'"
     if name not in networks.__all__:
-        message = f"'{Path(folder) / CARD}' asks for the network {name!r}; known are {', '.join(networks.__all__)}"
+        message = f"{where} asks for the network {name!r}; known are {', '.join(networks.__all__)}"
         raise ModelError(message)
     try:
-        network: torch.nn.Module = getattr(networks, str(name))(**member.network["arguments"])
-    except (TypeError, ValueError, KeyError, RuntimeError, MemoryError) as error:
-        message = f"'{Path(folder) / CARD}': the network {name} cannot be built from its arguments: {error}"
+        with torch.device("meta"):
+            network: torch.nn.Module = getattr(networks, name)(**member.network["arguments"])
+    except (TypeError, ValueError, KeyError, RuntimeError, MemoryError, OverflowError, RecursionError) as error:
+        message = f"{where}: the network {name} cannot be built from its arguments: {error}"
         raise ModelError(message) from error
     num_classes = len(card.labels)
     expected = {
@@ -369,6 +419,11 @@ def _build_network(folder: Path, card: ModelCard, member: Member) -> torch.nn.Mo
     }
     given = {key: member.network["arguments"][key] for key in expected}
     if given != expected:
-        message = f"'{Path(folder) / CARD}': the network has {given}; channels, labels and activation mean {expected}"
+        message = f"{where}: the network has {given}; channels, labels and activation mean {expected}"
         raise ModelError(message)
+    try:
+        network.eval()(torch.empty(1, len(card.channels), *card.window["size"], device="meta"))
+    except (ValueError, RuntimeError) as error:
+        message = f"{where}: the network {name} cannot see windows of {list(card.window['size'])} voxels: {error}"
+        raise ModelError(message) from error
     return network

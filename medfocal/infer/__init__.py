@@ -1,8 +1,22 @@
 """Prediction: windows over whole cases, candidates and masks."""
 
 from medfocal.infer.ensemble import load_models
+from medfocal.infer.export import Exported, Format, export_model
 from medfocal.infer.many import PredictSettings, predict
 from medfocal.infer.predict import Prediction, predict_case
-from medfocal.model import load_model
+from medfocal.infer.python import Candidate, Found, Predictor, load_model
 
-__all__ = ["PredictSettings", "Prediction", "load_model", "load_models", "predict", "predict_case"]
+__all__ = [
+    "Candidate",
+    "Exported",
+    "Format",
+    "Found",
+    "PredictSettings",
+    "Prediction",
+    "Predictor",
+    "export_model",
+    "load_model",
+    "load_models",
+    "predict",
+    "predict_case",
+]

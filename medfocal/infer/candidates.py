@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medfocal.components import Components, find_at_threshold, find_candidates
+from medfocal.components.candidates import NUM_TOP_VOXELS
 from medfocal.components.parts import measure
 from medfocal.model import OperatingPoint
 
@@ -99,6 +100,8 @@ def _separated(found: Components, probability: NDArray[np.float32], rule: Mappin
     )
     host = found.labels.reshape(-1)[hills.peak]
     several = np.flatnonzero(np.bincount(host, minlength=len(found) + 1) > 1)
+    if not len(several):
+        return found
     part, num_parts = found.labels.copy(), len(found)
     spacing_mm = np.linalg.norm(found.affine[:3, :3], axis=0)
     for number in several.tolist():
@@ -115,8 +118,14 @@ def _separated(found: Components, probability: NDArray[np.float32], rule: Mappin
     numbers = part.reshape(-1)[found.voxels]
     values = probability.reshape(-1)[found.voxels].astype(np.float64)
     order = np.lexsort((-values, numbers))
-    first = order[np.flatnonzero(np.diff(numbers[order], prepend=0))]
-    split = measure(found.shape, found.voxels, numbers, found.affine, values[first], found.voxels[first])
+    start = np.flatnonzero(np.diff(numbers[order], prepend=0))
+    first = order[start]
+    rating = values[first]
+    if rule["confidence"] == "mean_top":
+        size = np.diff(start, append=len(order))
+        is_top = np.arange(len(order)) - np.repeat(start, size) < NUM_TOP_VOXELS
+        rating = np.add.reduceat(np.where(is_top, values[order], 0), start) / np.minimum(size, NUM_TOP_VOXELS)
+    split = measure(found.shape, found.voxels, numbers, found.affine, rating, found.voxels[first])
     return _chosen(split, np.ones(num_parts, np.bool_), split.confidence)
 
 

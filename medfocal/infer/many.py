@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import functools
+import glob
 import hashlib
 import json
 import logging
@@ -20,10 +22,11 @@ from medfocal.data.cache import file_digest
 from medfocal.data.cases import read_case
 from medfocal.data.manifest import Case, LabelScheme
 from medfocal.data.transforms import PreparedCase, prepare_case
-from medfocal.errors import DatasetError, GeometryError, InputError, MedfocalError
+from medfocal.errors import DatasetError, GeometryError, InputError, MedfocalError, ModelError, ResourceError
 from medfocal.files import make_folder, plain, write_csv, write_json
 from medfocal.infer.candidates import COLUMNS, candidate_rows
 from medfocal.infer.cases import find_cases
+from medfocal.infer.familiar import Familiar, Figures, deepest_module, image_figures, read_familiar, unfamiliar, watched
 from medfocal.infer.predict import Prediction, predict_case
 from medfocal.model import Model, OperatingPoint
 from medfocal.progress import track
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
     import torch
 
 LOG = logging.getLogger("medfocal.infer")
+
+#: Of images whose voxels may lie in a file of their own.
+HEADER_ENDINGS = (".hdr", ".mhd", ".nrrd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,7 @@ class PredictSettings:
         exclude: Folder of masks `<case>.nii.gz`: a candidate whose highest voxel lies in one is none.
         keep_going: Whether the other cases are predicted when one cannot be.
         resume: Whether to leave out cases whose results are there, of the same images, model and settings.
+        strict: Whether a case that is unlike those that the model was calibrated on is refused rather than noted.
         shard: `(i, n)`: the i-th of n shares of the cases, from 1.
     """
 
@@ -62,6 +69,7 @@ class PredictSettings:
     exclude: Path | None = None
     keep_going: bool = True
     resume: bool = True
+    strict: bool = False
     shard: tuple[int, int] = (1, 1)
 
     def __post_init__(self) -> None:
@@ -111,6 +119,7 @@ def predict(
     Raises:
         InputError: The input does not exist; or a case cannot be read, after the others were predicted.
         DatasetError: No image in it, or channels are missing.
+        ModelError: It is to be `strict`, and the model does not know what is familiar.
         ResourceError: The output cannot be written, or memory does not suffice.
     """
     settings = PredictSettings() if settings is None else settings
@@ -119,9 +128,10 @@ def predict(
     _refuse_own_input(input_path, output)
     number, count = settings.shard
     cases = cases[number - 1 :: count]
+    familiar = _familiar_to(model, settings)
     output = make_folder(output)
     (output / settings.record_name).unlink(missing_ok=True)  # it would tell of an earlier run should this one fail
-    job = _Job(model, output, device, settings, _key_of(model, settings))
+    job = _Job(model, output, device, settings, _key_of(model, settings), familiar)
     rows = list(track(job.rows(cases), "predict", len(cases)))
     write_json(output / settings.record_name, _run_record(model, settings, device, rows))
     failed = [row for row in rows if "error" in row]
@@ -145,6 +155,13 @@ class _Job:
     device: torch.device
     settings: PredictSettings
     key: str
+    familiar: Familiar | None
+
+    @functools.cached_property
+    def deepest(self) -> str:
+        """The module whose features are compared with those of familiar cases."""
+        card = self.model.card
+        return deepest_module(self.model.networks[0], len(card.channels), card.window["size"])
 
     @property
     def threshold(self) -> float:
@@ -185,26 +202,38 @@ class _Job:
     def _read(self, case: Case) -> _Read:
         start = time.monotonic()
         digests = [file_digest(path) for path in case.images]
-        key = hashlib.sha256(json.dumps([self.key, digests]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self.key, *map(file_digest, self._files_of(case))]).encode()).hexdigest()
         done = self._done(case, key) if self.settings.resume else None
         if done is not None:
-            return _Read(key, digests, done, None, None, 0.0)
+            return _Read(key, digests, done, None, None, {}, 0.0)
         volumes = read_case(case, LabelScheme({}))
         exclude = None
         if self.settings.exclude is not None:
             exclude = _read_exclusion(self.settings.exclude, case, volumes.grid)
+        figures = {} if self.familiar is None else image_figures(volumes, self.model.card.channels)
         prepared = prepare_case(volumes, self.model.card.preprocessing)
-        return _Read(key, digests, None, prepared, exclude, time.monotonic() - start)
+        return _Read(key, digests, None, prepared, exclude, figures, time.monotonic() - start)
+
+    def _files_of(self, case: Case) -> list[Path]:
+        """All files that a case is read from."""
+        files = [file for image in case.images for file in _files_of_image(image)]
+        if self.settings.exclude is not None:
+            mask = _exclusion_path(self.settings.exclude, case)
+            files += [mask] if mask.exists() else []
+        return files
 
     def _done(self, case: Case, key: str) -> dict[str, Any] | None:
-        """The record of a case that is complete: its last file is there and names the same inputs."""
+        """The record of a case that is complete: it is there, of the same inputs, and so is every result."""
         try:
             record = json.loads((self.output / f"{case.name}_run.json").read_text("utf-8"))
-            names = record["files"]
-            is_same = record["key"] == key and all((self.output / name).is_file() for name in names)
-        except (OSError, ValueError, KeyError, TypeError):
+            row = record["row"]
+            is_same = record["key"] == key and row["case"] == case.name and "error" not in row
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
-        return {**record["row"], "resumed": True} if is_same else None
+        settings = self.settings
+        results = result_names(case.name, probability=settings.save_probability, spread=settings.save_spread)
+        is_there = all((self.output / name).is_file() for name in results)
+        return {**row, "resumed": True} if is_same and is_there else None
 
     def _compute(self, reading: concurrent.futures.Future[_Read]) -> _Made:
         settings = self.settings
@@ -213,22 +242,40 @@ class _Job:
             if read.prepared is None:
                 return _Made(read, None, 0.0, None)
             start = time.monotonic()
-            found = predict_case(
-                self.model,
-                read.prepared,
-                device=self.device,
-                mirror=settings.mirror,
-                with_spread=settings.save_spread,
-                max_memory_mb=settings.max_memory_mb,
-                allow_cpu=settings.allow_cpu,
-                exclude=read.exclude,
-            )
+            with watched(self.model.networks[0], None if self.familiar is None else self.deepest) as watch:
+                found = predict_case(
+                    self.model,
+                    read.prepared,
+                    device=self.device,
+                    mirror=settings.mirror,
+                    with_spread=settings.save_spread,
+                    max_memory_mb=settings.max_memory_mb,
+                    allow_cpu=settings.allow_cpu,
+                    exclude=read.exclude,
+                )
+            unlike = self._compared(read.prepared.case, Figures(read.figures, watch.mean))
             grid = read.prepared.grid
-            return _Made(replace(read, prepared=None, exclude=None), found, time.monotonic() - start, grid)
+            return _Made(replace(read, prepared=None, exclude=None), found, time.monotonic() - start, grid, unlike)
         except (InputError, GeometryError, DatasetError) as error:
             if not settings.keep_going:
                 raise
-            return _Made(None, None, 0.0, None, error)
+            return _Made(None, None, 0.0, None, error=error)
+
+    def _compared(self, case: Case, figures: Figures) -> list[str] | None:
+        """In what a case is unlike those that the model was calibrated on; None: the model knows none.
+
+        Raises:
+            InputError: It is, and that is to be refused.
+        """
+        if self.familiar is None:
+            return None
+        unlike = unfamiliar(self.familiar, figures)
+        if unlike:
+            message = f"case '{case.name}' is unlike those that the model was calibrated on: {'; '.join(unlike)}"
+            if self.settings.strict:
+                raise InputError(message)
+            LOG.warning("%s", message)
+        return unlike
 
     def _write(self, case: Case, made: _Made) -> dict[str, Any]:
         images = [str(path) for path in case.images]
@@ -239,7 +286,8 @@ class _Job:
             assert made.read.done is not None, "what was not computed was there"
             return made.read.done
         assert made.grid is not None, "what was computed has a grid"
-        files = write_case(
+        self._clear(case)
+        write_case(
             self.output,
             case.name,
             made.grid,
@@ -255,9 +303,20 @@ class _Job:
             "num_candidates": int((made.found.candidates.confidence >= self.threshold).sum()),
             "seconds": round(made.read.seconds + made.seconds, 2),
             "notes": list(made.found.notes),
+            "unfamiliar": made.unfamiliar,
         }
-        write_json(self.output / f"{case.name}_run.json", {"key": made.read.key, "files": files, "row": row})
+        write_json(self.output / f"{case.name}_run.json", {"key": made.read.key, "row": row})
         return row
+
+    def _clear(self, case: Case) -> None:
+        """Take away what an earlier run left of a case: its record would vouch for files of this one."""
+        names = (f"{case.name}_run.json", *result_names(case.name, probability=True, spread=True))
+        for path in (self.output / name for name in names):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                message = f"cannot replace '{path}': {error.strerror or error}. Choose another output folder."
+                raise ResourceError(message) from error
 
 
 @dataclass(frozen=True)
@@ -269,6 +328,7 @@ class _Read:
     done: dict[str, Any] | None
     prepared: PreparedCase | None
     exclude: NDArray[np.bool_] | None
+    figures: dict[str, float]
     seconds: float
 
 
@@ -280,6 +340,7 @@ class _Made:
     found: Prediction | None
     seconds: float
     grid: Volume | None
+    unfamiliar: list[str] | None = None
     error: MedfocalError | None = None
 
 
@@ -292,17 +353,31 @@ def write_case(
     *,
     points: Sequence[OperatingPoint] = (),
     save_probability: bool,
-) -> list[str]:
-    """Write one case's table of candidates, maps and, last, mask; the names of the files."""
+) -> None:
+    """Write one case's table of candidates, maps and, last, mask."""
     rows = candidate_rows(name, found.candidates, threshold, points, found.spread)
     write_csv(output / f"{name}_candidates.csv", rows, COLUMNS)
-    files = [f"{name}_candidates.csv"]
     maps = {"probability": found.probability if save_probability else None, "spread": found.spread}
     for kind, values in (*maps.items(), ("mask", found.mask(threshold))):
         if values is not None:
             write_volume(output / f"{name}_{kind}.nii.gz", grid.with_array(values))
-            files.append(f"{name}_{kind}.nii.gz")
-    return files
+
+
+def result_names(name: str, *, probability: bool, spread: bool) -> list[str]:
+    """Names of the files that `write_case` writes of a case."""
+    maps = [kind for kind, is_asked in (("probability", probability), ("spread", spread)) if is_asked]
+    return [f"{name}_candidates.csv", *(f"{name}_{kind}.nii.gz" for kind in (*maps, "mask"))]
+
+
+def _files_of_image(path: Path) -> list[Path]:
+    """An image file, and beside a header those of the same name: voxels may lie in one of them."""
+    if path.suffix.lower() not in HEADER_ENDINGS:
+        return [path]
+    return sorted(file for file in path.parent.glob(f"{glob.escape(path.stem)}.*") if file.is_file())
+
+
+def _exclusion_path(folder: Path, case: Case) -> Path:
+    return folder / f"{case.name}.nii.gz"
 
 
 def _read_exclusion(folder: Path, case: Case, grid: Volume) -> NDArray[np.bool_]:
@@ -312,7 +387,7 @@ def _read_exclusion(folder: Path, case: Case, grid: Volume) -> NDArray[np.bool_]
         InputError: There is none, or it cannot be read.
         GeometryError: It lies on another grid.
     """
-    path = folder / f"{case.name}.nii.gz"
+    path = _exclusion_path(folder, case)
     if not path.exists():
         message = f"case '{case.name}': no exclusion mask '{path}'. Write one, empty where nothing is excluded."
         raise InputError(message)
@@ -321,6 +396,22 @@ def _read_exclusion(folder: Path, case: Case, grid: Volume) -> NDArray[np.bool_]
         message = f"case '{case.name}': image and exclusion mask '{path}' differ: {grid.grid_difference(mask)}"
         raise GeometryError(message)
     return np.asarray(mask.array > 0)
+
+
+def _familiar_to(model: Model, settings: PredictSettings) -> Familiar | None:
+    """What is familiar to a model.
+
+    Raises:
+        ModelError: Its card makes no sense, or says nothing of it where it is asked for.
+    """
+    familiar = read_familiar(model.card.familiar)
+    if settings.strict and familiar is None:
+        message = (
+            f"strict refuses cases unlike those that the model was calibrated on, and '{model.card.name}' was "
+            "calibrated on none. medfocal calibrate does that; or leave strict=false."
+        )
+        raise ModelError(message)
+    return familiar
 
 
 def _refuse_own_input(input_path: Path, output: Path) -> None:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 #: What is kept of encoder outputs beside the layer at work, as a share of the largest: they halve in each axis.
 KEPT_SHARE = 1.4
+#: Of fewer channels oneDNN unfolds a window for its convolution: each voxel's neighbourhood, one window at a time.
+FEW_CHANNELS = 16
+#: The C library keeps some of what was freed, in holes that the next layer does not fit.
+RETAINED = 1.5
 MEGABYTE = 1e6
 
 
@@ -69,34 +73,57 @@ def plan_memory(
         if max_memory_mb is None or taken <= max_memory_mb:
             return Memory(num_tiles=num_tiles, megabytes=taken)
     message = (
-        f"a case of {'x'.join(map(str, sides))} voxels takes {taken:.0f} MB at least and max_memory_mb is "
+        f"a case of {'x'.join(map(str, sides))} voxels takes {math.ceil(taken)} MB at least and max_memory_mb is "
         f"{max_memory_mb:g}. Allow more, or fewer windows at once than {window.batch}."
     )
     raise ResourceError(message)
 
 
 def forward_bytes(network: nn.Module, in_channels: int, window: Window) -> float:
-    """About what one batch of windows takes while a network computes: the largest layer, and what skips keep.
+    """About what one batch of windows takes at most while a network computes on the CPU in float32.
 
-    The network is run on shapes alone, which computes nothing.
+    That is the layer that takes most and what skips keep beside it. The network is run on shapes alone, which computes
+    nothing.
     """
     import torch
 
-    largest_pair, largest = 0, 0
+    largest_layer, largest = 0, 0
 
-    def look(_: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-        nonlocal largest_pair, largest
-        sizes = [tensor.numel() for tensor in given if isinstance(tensor, torch.Tensor)]
-        largest_pair = max(largest_pair, sum(sizes) + made.numel())
+    def look(layer: nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+        nonlocal largest_layer, largest
+        num_given = sum(tensor.numel() for tensor in given if isinstance(tensor, torch.Tensor))
+        largest_layer = max(largest_layer, num_given + made.numel() + _scratch(layer, num_given, made))
         largest = max(largest, made.numel())
 
-    outline = copy.deepcopy(network).to("meta")
+    outline = outline_of(network)
     for module in outline.modules():
         if not any(True for _ in module.children()):
             module.register_forward_hook(look)
     with torch.inference_mode():
         outline(torch.empty(window.batch, in_channels, *window.size, device="meta"))
-    return 4 * (largest_pair + KEPT_SHARE * largest)
+    return 4 * RETAINED * (largest_layer + KEPT_SHARE * largest)
+
+
+def _scratch(layer: nn.Module, num_given: int, made: torch.Tensor) -> int:
+    """Numbers that a layer holds beside what it takes and gives."""
+    from torch import nn
+
+    if isinstance(layer, nn.ConvTranspose3d):
+        return max(num_given, 2 * made.numel())
+    if not isinstance(layer, nn.Conv3d):
+        return 0
+    in_another_layout = num_given + made.numel()
+    if layer.in_channels >= FEW_CHANNELS:
+        return in_another_layout
+    return max(in_another_layout, math.prod(layer.kernel_size) * layer.in_channels * math.prod(made.shape[2:]))
+
+
+def outline_of(network: nn.Module) -> nn.Module:
+    """A copy without weights, which computes shapes only; the weights are not copied on the way either."""
+    from torch import nn
+
+    outlines = {id(weight): nn.Parameter(weight.detach().to("meta")) for weight in network.parameters()}
+    return copy.deepcopy(network, outlines | {id(buffer): buffer.to("meta") for buffer in network.buffers()})
 
 
 def is_out_of_memory(error: BaseException) -> bool:

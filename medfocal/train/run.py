@@ -49,6 +49,7 @@ from medfocal.model import (
 )
 from medfocal.progress import track
 from medfocal.train.batches import Augmentation
+from medfocal.train.curriculum import Curriculum
 from medfocal.train.loop import LAST, Tracking, train
 from medfocal.train.pretrained import load_initial_weights
 from medfocal.train.ranks import ALONE, Ranks
@@ -261,6 +262,8 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
         )
         result = None
         if ranks.is_first:
+            progress = (trained.epoch - 1) / settings.max_epochs
+            kept = Curriculum(settings.curriculum or {}).loss_at(progress, build_loss)  # of the epoch that was kept
             provenance = {
                 "medfocal": __version__,
                 "dataset": manifest.name,
@@ -271,6 +274,7 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
                 "stopped_early": trained.num_epochs < settings.max_epochs,
                 "initial_weights": None if report is None else report["sha256"],
                 "seed": seed,
+                "loss": {"gamma": kept.gamma, "alpha": kept.alpha},
             }
             member = replace(card.members[0], training=provenance)
             card = replace(card, operating_points=trained.operating_points, members=(member,))
@@ -363,7 +367,8 @@ def _evaluate_split(
         found = predict_case(model, prepared, device=device)
         if keep is not None:
             save = case.split == "validation" or settings.save_test_predictions
-            write_case(keep, case.name, prepared.grid, found, protocol.threshold, save_probability=save)
+            points = model.card.operating_points
+            write_case(keep, case.name, prepared.grid, found, protocol.threshold, points=points, save_probability=save)
         assert prepared.reference is not None, "only labelled cases come here"
         results.append(
             evaluate_case(

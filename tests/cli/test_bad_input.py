@@ -224,8 +224,8 @@ def test_predict_refuses_a_model_whose_weights_were_altered(trained, dataset, tm
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("network", {"name": "system", "arguments": {}}),
-        ("network", {}),
+        ("members", [{"network": {"name": "system", "arguments": {}}}]),
+        ("members", []),
         ("format_version", 99),
         ("operating_points", []),
     ],

@@ -13,7 +13,10 @@ from commands import TINY, assert_refused, call, run
 from medfocal.config import conf_directory
 from medfocal.volume import Volume, write_volume
 
-VERBS = ("phantom", "check", "plan", "train", "predict", "evaluate", "compare", "suspect", "summarize", "info")
+VERBS = (
+    *("phantom", "check", "plan", "train", "predict", "evaluate", "compare", "suspect"),
+    *("summarize", "calibrate", "export", "info"),
+)
 
 
 def test_done_is_0_from_a_cold_start(tmp_path):

@@ -16,7 +16,12 @@ def train(dataset, *overrides):
 
 
 def weights(folder):
-    return json.loads((folder / "model" / "model.json").read_text("utf-8"))["weights"]["sha256"]
+    return member(folder)["weights"]["sha256"]
+
+
+def member(folder):
+    """What the card of a run's model says of its network."""
+    return json.loads((folder / "model" / "model.json").read_text("utf-8"))["members"][0]
 
 
 def epochs(folder):
@@ -48,7 +53,7 @@ def test_a_sweep_makes_a_run_folder_for_each_seed(tmp_path, bare):
     ended = run(*train(bare, "trainer.max_epochs=1"), "-m", "seed=1,2", folder=tmp_path)
     assert (ended.code, ended.err) == (0, "")
     folders = sorted((tmp_path / "runs" / "default").iterdir())
-    assert sorted(json.loads((f / "model" / "model.json").read_text())["training"]["seed"] for f in folders) == [1, 2]
+    assert sorted(member(folder)["training"]["seed"] for folder in folders) == [1, 2]
     assert weights(folders[0]) != weights(folders[1])
 
 
@@ -147,7 +152,7 @@ def test_more_epochs_continue_a_finished_run(again, dataset):
     assert (ended.code, ended.err) == (0, "")
     assert "continuing after 4 epochs and 0 steps" in ended.out
     assert epochs(folder) == [1, 2, 3, 4, 5]
-    assert json.loads((folder / "model" / "model.json").read_text())["training"]["num_epochs"] == 5
+    assert member(folder)["training"]["num_epochs"] == 5
     assert "max_epochs: 5\n" in (folder / "config.yaml").read_text()
 
 
@@ -188,7 +193,7 @@ def test_without_validation_the_last_epoch_is_kept_also_after_more_epochs(tmp_pa
         ended = run(*train(bare, "run.id=r", f"trainer.max_epochs={max_epochs}"), folder=tmp_path)
         assert (ended.code, ended.err) == (0, "")
         card = json.loads((tmp_path / "runs" / "default" / "r" / "model" / "model.json").read_text())
-        assert card["training"]["epoch"] == max_epochs
+        assert card["members"][0]["training"]["epoch"] == max_epochs
         assert card["operating_points"][0]["source"] == "default"
 
 

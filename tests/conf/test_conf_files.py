@@ -30,7 +30,9 @@ NEEDED = {
     "check": ["data.dataset=d.json"],
     "plan": ["data.dataset=d.json", "output=o"],
     "suspect": ["output=o"],
+    "calibrate": ["model=m", "data.dataset=d.json", "output=o"],
     "summarize": ["runs=r"],
+    "export": ["model=m", "format=onnx", "output=o.onnx"],
     "info": [],
 }
 # The groups that other verbs than train have too are chosen in these as well.

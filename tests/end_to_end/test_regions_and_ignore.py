@@ -60,7 +60,7 @@ def test_the_model_has_an_output_for_each_region_in_their_order(home):
     card, _ = read_card(home / "model")
     assert dict(card.labels) == {0: "background", 1: "whole", 2: "core"}
     assert card.activation == "sigmoid"
-    assert card.network["arguments"]["out_channels"] == 2
+    assert card.members[0].network["arguments"]["out_channels"] == 2
 
 
 def test_what_nobody_judged_is_no_lesion_in_training_and_in_evaluation(home):

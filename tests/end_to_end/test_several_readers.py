@@ -30,7 +30,7 @@ def train(dataset, *overrides, folder):
 
 
 def weights(home):
-    return json.loads((home / "model" / "model.json").read_text())["weights"]["sha256"]
+    return json.loads((home / "model" / "model.json").read_text())["members"][0]["weights"]["sha256"]
 
 
 def test_the_pairs_are_all_there_are():

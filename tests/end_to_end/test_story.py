@@ -143,12 +143,12 @@ def test_the_split_is_that_of_the_dataset(home, manifest):
 
 
 def test_the_model_names_the_digest_of_its_weights(home):
-    card = read_json(home / "model" / "model.json")
-    assert card["weights"] == {
+    (member,) = read_json(home / "model" / "model.json")["members"]
+    assert member["weights"] == {
         "file": "weights.safetensors",
         "sha256": sha256(home / "model" / "weights.safetensors"),
     }
-    assert card["training"]["seed"] == 4
+    assert member["training"]["seed"] == 4
     assert "_target_" not in (home / "model" / "model.json").read_text("utf-8")
 
 
@@ -165,14 +165,15 @@ def test_the_model_counts_at_the_threshold_of_the_validation(home):
 def test_prediction_of_a_folder_equals_that_of_the_run(home, predicted, manifest):
     names = [case.name for case in manifest.split("test")]
     tails = ("mask.nii.gz", "probability.nii.gz", "candidates.csv")
-    assert {path.name for path in predicted.iterdir()} == {"run.json", *(f"{n}_{t}" for n in names for t in tails)}
+    files = {"run.json", *(f"{name}_{tail}" for name in names for tail in (*tails, "run.json"))}
+    assert {path.name for path in predicted.iterdir()} == files
     for name in names:
         for tail in tails:
             ours, theirs = (folder / f"{name}_{tail}" for folder in (predicted, home / "test" / "predictions"))
             assert ours.read_bytes() == theirs.read_bytes(), ours.name
     record = read_json(predicted / "run.json")
     assert [row["case"] for row in record["cases"]] == names
-    assert record["weights_sha256"] == sha256(home / "model" / "weights.safetensors")
+    assert record["weights_sha256"] == [sha256(home / "model" / "weights.safetensors")]
 
 
 def test_a_mask_lies_on_the_grid_of_its_image_and_holds_the_kept_candidates(home, predicted, manifest, tmp_path):

@@ -13,12 +13,14 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from medfocal.data.transforms import Preprocessing
+from medfocal.data.cases import read_case
+from medfocal.data.manifest import Case, LabelScheme
+from medfocal.data.transforms import Preprocessing, prepare_case
 from medfocal.errors import DatasetError, GeometryError, InputError, ResourceError
-from medfocal.infer import PredictSettings, load_model, predict
+from medfocal.infer import PredictSettings, predict, predict_case
 from medfocal.infer.candidates import COLUMNS
 from medfocal.infer.cases import find_cases
-from medfocal.model import PLAIN_CANDIDATES, Member, Model, ModelCard, OperatingPoint, save_model
+from medfocal.model import PLAIN_CANDIDATES, Member, Model, ModelCard, OperatingPoint, load_model, save_model
 from medfocal.networks import UNet3d
 from medfocal.volume import Volume, read_volume, write_volume
 
@@ -190,24 +192,27 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_a_later_bad_case_leaves_the_earlier_ones_complete_and_nothing_half(tmp_path):
+def test_a_bad_case_leaves_those_before_and_after_it_complete_and_nothing_half(tmp_path):
     for name in ("a", "b"):
         stored(tmp_path / "in", name)
     (tmp_path / "in" / "b.nii.gz").write_bytes(b"\x1f\x8bnothing")
     stored(tmp_path / "in", "c")
     with pytest.raises(InputError, match=r"case 'b': the file '.*b\.nii\.gz'"):
         predict(model(), tmp_path / "in", tmp_path / "out", device=CPU)
-    assert names(tmp_path / "out") == ["a_candidates.csv", "a_mask.nii.gz"]
-    assert read_volume(tmp_path / "out" / "a_mask.nii.gz").array.sum() == 90
+    files = [f"{case}_{kind}" for case in "ac" for kind in ("candidates.csv", "mask.nii.gz", "run.json")] + ["run.json"]
+    assert names(tmp_path / "out") == files
+    for case in "ac":
+        assert read_volume(tmp_path / "out" / f"{case}_mask.nii.gz").array.sum() == 90
 
 
 def test_a_run_that_fails_leaves_no_record_of_an_earlier_one(tmp_path):
     stored(tmp_path / "in", "a")
     predict(model(), tmp_path / "in", tmp_path / "out", device=CPU)
     (tmp_path / "in" / "b.nii.gz").write_bytes(b"")
+    settings = PredictSettings(threshold=0.9, keep_going=False)
     with pytest.raises(InputError):
-        predict(model(), tmp_path / "in", tmp_path / "out", device=CPU, settings=PredictSettings(threshold=0.9))
-    assert names(tmp_path / "out") == ["a_candidates.csv", "a_mask.nii.gz"]
+        predict(model(), tmp_path / "in", tmp_path / "out", device=CPU, settings=settings)
+    assert names(tmp_path / "out") == ["a_candidates.csv", "a_mask.nii.gz", "a_run.json"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -242,6 +247,87 @@ def test_a_model_folder_predicts_through_the_public_door(tmp_path):
     assert mask.exists()
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert record["weights_sha256"] == list(loaded.weights_sha256)
+
+
+# Too little memory
+
+
+class Heavy(nn.Module):
+    """Fits `most` windows into the memory of a device, and fails as PyTorch does."""
+
+    def __init__(self, most, error=torch.OutOfMemoryError, only=None):
+        super().__init__()
+        self.inner, self.most, self.error, self.only, self.seen = thresholding(), most, error, only, []
+
+    def forward(self, x):
+        if x.device.type != "meta" and self.only in (None, x.device.type):
+            self.seen.append(len(x))
+            if len(x) > self.most:
+                raise self.error("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory")
+        return self.inner(x)
+
+
+def heavy_case(tmp_path):
+    path = stored(tmp_path, "a")
+    return prepare_case(read_case(Case("a", "a", "test", (path,)), LabelScheme({})), card().preprocessing)
+
+
+def eight_at_once():
+    made = card()
+    return replace(made, window={**made.window, "batch": 8})
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError, RuntimeError])
+def test_with_too_little_memory_it_goes_on_with_fewer_windows_and_says_so(tmp_path, error, caplog):
+    case = heavy_case(tmp_path)
+    found = predict_case(Model((Heavy(2, error),), eight_at_once(), ("",)), case, device=CPU)
+    assert found.notes == (
+        "out of memory on cpu: went on with 4 windows at once",
+        "out of memory on cpu: went on with 2 windows at once",
+    )
+    assert [record.message for record in caplog.records] == list(found.notes)
+    whole = predict_case(Model((thresholding(),), eight_at_once(), ("",)), case, device=CPU)
+    assert whole.notes == ()
+    np.testing.assert_allclose(found.probability, whole.probability, atol=1e-6)
+
+
+def test_what_was_done_for_want_of_memory_stands_in_run_json(tmp_path):
+    path = stored(tmp_path / "in", "a")
+    predict(Model((Heavy(4),), eight_at_once(), ("",)), path, tmp_path / "out", device=CPU)
+    (row,) = json.loads((tmp_path / "out" / "run.json").read_text())["cases"]
+    assert row["notes"] == ["out of memory on cpu: went on with 4 windows at once"]
+
+
+def test_not_even_one_window_is_a_resource_error(tmp_path):
+    network = Heavy(0)
+    with pytest.raises(ResourceError, match="not enough memory on cpu for one window of 16x16x8 voxels") as told:
+        predict_case(Model((network,), eight_at_once(), ("",)), heavy_case(tmp_path), device=CPU, allow_cpu=True)
+    assert network.seen == [6, 4, 2, 1]  # a plane has 6 windows
+    assert "allow_cpu" not in str(told.value)  # there is no other device
+
+
+def test_another_error_of_a_network_is_not_taken_for_want_of_memory(tmp_path):
+    class Broken(nn.Module):
+        def forward(self, x):
+            if x.device.type != "meta":
+                raise RuntimeError("shapes do not fit")
+            return torch.empty(len(x), 2, *x.shape[2:], device="meta")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        predict_case(Model((Broken(),), eight_at_once(), ("",)), heavy_case(tmp_path), device=CPU)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_case_after_case_a_gpu_is_tried_before_the_cpu_is_taken(tmp_path):
+    network, device = Heavy(0, only="cuda").to("cuda"), torch.device("cuda", 0)
+    for _ in range(2):
+        found = predict_case(
+            Model((network,), eight_at_once(), ("",)), heavy_case(tmp_path), device=device, allow_cpu=True
+        )
+        assert found.notes[-1] == "out of memory on cuda:0 with one window: went on on the CPU"
+    assert network.seen == [6, 4, 2, 1] * 2
+    with pytest.raises(ResourceError, match="Or allow_cpu=true, which goes on there"):
+        predict_case(Model((network,), eight_at_once(), ("",)), heavy_case(tmp_path), device=device)
 
 
 # Which cases there are
@@ -306,8 +392,11 @@ def test_channels_of_a_case_go_in_their_order_into_the_network(tmp_path):
 def test_channels_on_different_grids_are_refused(tmp_path):
     stored(tmp_path / "in", "a_0000")
     stored(tmp_path / "in", "a_0001", affine=grid("RAS"))
-    with pytest.raises(GeometryError, match=r"case 'a': the grids of '.*_0000\.nii\.gz' and '.*_0001\.nii\.gz' differ"):
-        predict(model(channels=("T1", "T2")), tmp_path / "in", tmp_path / "out", device=CPU)
+    told = r"case 'a': the grids of '.*_0000\.nii\.gz' and '.*_0001\.nii\.gz' differ"
+    for keep_going, kind in ((True, InputError), (False, GeometryError)):
+        settings = PredictSettings(keep_going=keep_going)
+        with pytest.raises(kind, match=told):
+            predict(model(channels=("T1", "T2")), tmp_path / "in", tmp_path / "out", device=CPU, settings=settings)
 
 
 def dataset(folder, **changes):
@@ -333,10 +422,3 @@ def test_a_dataset_of_other_channels_or_without_test_cases_is_refused(tmp_path):
 def test_a_file_of_an_unknown_kind_is_refused_by_its_ending(tmp_path):
     with pytest.raises(InputError, match="is not an image that can be read"):
         predict(model(), touch(tmp_path, "a.dcm") / "a.dcm", tmp_path / "out", device=CPU)
-
-
-def test_a_voxel_of_several_regions_has_the_label_of_the_innermost():
-    whole, core = np.array([0.9, 0.9, 0.4, 0.2]), np.array([0.1, 0.6, 0.3, 0.3])
-    per_class = np.stack([whole, core]).reshape(2, 4, 1, 1).astype(np.float32)
-    assert label_of_voxels(per_class, overlapping=True).ravel().tolist() == [1, 2, 1, 2]
-    assert label_of_voxels(per_class, overlapping=False).ravel().tolist() == [1, 1, 1, 2]

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from medfocal.data.transforms import Preprocessing
 from medfocal.evaluate import Protocol, evaluate_case, evaluate_cases, write_evaluation
 from medfocal.files import write_json
-from medfocal.model import CARD, FORMAT_VERSION, WEIGHTS, ModelCard, OperatingPoint
+from medfocal.model import CARD, FORMAT_VERSION, PLAIN_CANDIDATES, WEIGHTS, Member, ModelCard, OperatingPoint
 
 AFFINE = np.diag([0.5, 1.0, 3.0, 1.0])
 SHAPE = (24, 22, 8)
@@ -112,19 +112,21 @@ def write_metrics(path, epochs, sensitivities=None):
 def write_card(folder, *, epoch, num_epochs):
     card = ModelCard(
         name="try",
-        network={"name": "UNet3d", "arguments": {}},
+        members=(
+            Member(network={"name": "UNet3d", "arguments": {}}, training={"epoch": epoch, "num_epochs": num_epochs}),
+        ),
         channels=("x",),
         labels={0: "background", 1: "lesion"},
         activation="softmax",
         preprocessing=Preprocessing(),
         window={"size": [8, 8, 8], "overlap": 0.5, "batch": 1, "precision": "float32"},
-        candidates={"extent_ratio": 0.5, "floor": 0.01, "connectivity": 26, "confidence": "max"},
+        candidates={"extent_ratio": 0.5, "floor": 0.01, "connectivity": 26, "confidence": "max", **PLAIN_CANDIDATES},
         operating_points=(OperatingPoint(name="default", threshold=0.5, source="default"),),
-        training={"epoch": epoch, "num_epochs": num_epochs},
     )
     (folder / "model").mkdir()
-    weights = {"file": WEIGHTS, "sha256": "0" * 64}
-    write_json(folder / "model" / CARD, {"format_version": FORMAT_VERSION, **card.to_dict(), "weights": weights})
+    values = card.to_dict()
+    values["members"][0]["weights"] = {"file": WEIGHTS, "sha256": "0" * 64}
+    write_json(folder / "model" / CARD, {"format_version": FORMAT_VERSION, **values})
 
 
 def read_csv(path):

@@ -476,7 +476,8 @@ def test_a_run_that_its_patience_ended_is_finished(tmp_path):
         ({"num_epochs": 3, "stopped_early": True}, "finished"),
     ):
         card = read_json(run / "model" / "model.json")
-        write_json(run / "model" / "model.json", card | {"training": {"epoch": 2, **training}})
+        card["members"][0]["training"] = {"epoch": 2, **training}
+        write_json(run / "model" / "model.json", card)
         os.utime(run / "model" / "model.json", (5, 5))
         assert read_run(run).state == state
     assert read_run(run).words == "finished, epoch 2 of 3 kept"

@@ -513,18 +513,18 @@ def test_a_model_folder_gives_all_its_weights(tmp_path):
 
 def saved_model(folder: Path):
     from medfocal.data.transforms import Preprocessing
-    from medfocal.model import ModelCard, OperatingPoint, save_model
+    from medfocal.model import PLAIN_CANDIDATES, Member, ModelCard, OperatingPoint, save_model
 
     theirs = UNet3d(in_channels=1, out_channels=2, channels=CHANNELS)
     card = ModelCard(
         name="test",
-        network={"name": "UNet3d", "arguments": theirs.arguments},
+        members=(Member(network={"name": "UNet3d", "arguments": theirs.arguments}),),
         channels=("FLAIR",),
         labels={0: "background", 1: "lesion"},
         activation="softmax",
         preprocessing=Preprocessing(orientation="RAS", spacing_mm=(1.0, 1.0, 1.0)),
         window={"size": [16, 16, 16], "overlap": 0.5, "batch": 1, "precision": "auto"},
-        candidates={"extent_ratio": 0.5, "floor": 0.1, "connectivity": 26, "confidence": "max"},
+        candidates={"extent_ratio": 0.5, "floor": 0.1, "connectivity": 26, "confidence": "max", **PLAIN_CANDIDATES},
         operating_points=(OperatingPoint(name="default", threshold=0.5, source="default"),),
     )
-    return theirs, save_model(folder / "model", theirs, card)
+    return theirs, save_model(folder / "model", [theirs], card)
