@@ -29,6 +29,7 @@ from medfocal.data.splits import write_split
 from medfocal.data.targets import find_weights
 from medfocal.errors import ConfigError, DatasetError, ResourceError
 from medfocal.files import atomic_write, plain, write_json
+from medfocal.infer.window import reduced_type
 from medfocal.train.settings import TrainerSettings
 
 LOG = logging.getLogger("medfocal.train")
@@ -37,10 +38,14 @@ LOG = logging.getLogger("medfocal.train")
 MAY_CHANGE = (
     *("run.id", "run.resume", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.compress", "cache.workers"),
     *("trainer.max_epochs", "trainer.num_threads", "trainer.checkpoint_minutes", "device", "debug"),
+    *("trainer.accumulate", "trainer.checkpoint_activations"),  # the same sums but for rounding, in less memory
     *("tracking._target_", "tracking.folder", "tracking.experiment"),
 )
 #: What a run is computed with; another of these when a run goes on is told and recorded.
-COMPUTED_WITH = ("medfocal", "git_commit", "python", "device", "num_processes", "packages")
+COMPUTED_WITH = (
+    *("medfocal", "git_commit", "python", "device", "num_threads", "num_processes", "computed_in"),
+    *("accumulate", "checkpoint_activations", "packages"),
+)
 
 
 def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> None:
@@ -147,17 +152,25 @@ def refuse_other_data(folder: Path, manifest: Manifest, annotations: AnnotationS
                 f"its split: data.split={folder / 'split.json'}"
             )
             raise DatasetError(message)
-    known = read_json(folder / "environment.json", "record of the run's inputs").get("inputs", {})
-    cases = [*manifest.split("training"), *manifest.split("validation")]
-    files = [file for case in cases for file in case.files]
-    files += find_weights(manifest.split("training"), annotations).values()
-    changed = [str(file) for file in files if str(file) in known and known[str(file)] != file_digest(file)]
+    known = read_json(folder / "environment.json", "record of the run's inputs").get("cases", {})
+    now_there = _digests_of_cases(manifest, annotations)
+    changed = [name for name, digests in now_there.items() if known.get(name) != digests]
     if changed:
         message = (
-            f"{len(changed)} files are not those that the run '{folder}' began with: {listed(changed)}. "
+            f"the files of {len(changed)} cases are not those that the run '{folder}' began with: {listed(changed)}. "
             "Put them back to continue it, or take another run.id."
         )
         raise DatasetError(message)
+
+
+def _digests_of_cases(manifest: Manifest, annotations: AnnotationSettings) -> dict[str, list[str]]:
+    """SHA-256 of the files of each case that is trained or validated on, in their order, wherever they lie."""
+    weights = find_weights(manifest.split("training"), annotations)
+    found = {}
+    for case in (*manifest.split("training"), *manifest.split("validation")):
+        files = [*case.files, *([weights[case.name]] if case.name in weights else [])]
+        found[case.name] = [file_digest(file) for file in files]
+    return found
 
 
 def write_records(
@@ -186,7 +199,8 @@ def write_records(
         files = [manifest.path] if manifest.path.is_file() else []
         files += [file for case in manifest.cases for file in case.files]
         files += find_weights(manifest.split("training"), annotations).values()
-        write_json(path, {**now, "inputs": {str(file): file_digest(file) for file in files}})
+        inputs = {str(file): file_digest(file) for file in files}
+        write_json(path, {**now, "inputs": inputs, "cases": _digests_of_cases(manifest, annotations)})
         return
     before = read_json(path, "record of the run's environment")
     continued = before.get("continued", [])
@@ -218,7 +232,9 @@ def environment(device: torch.device, settings: TrainerSettings, num_processes: 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "num_threads": torch.get_num_threads(),
         "num_processes": num_processes,
-        "precision": settings.precision,
+        "accumulate": settings.accumulate,
+        "checkpoint_activations": settings.checkpoint_activations,
+        "computed_in": str(reduced_type(settings.precision, device) or torch.float32).removeprefix("torch."),
         "tf32": settings.tf32,
         "deterministic": settings.deterministic,
         "compile": settings.compile,
