@@ -110,6 +110,7 @@ class ModelCard:
             and rule["connectivity"] in CONNECTIVITIES
             and rule["confidence"] in get_args(Confidence),
             "operating_points": len(self.operating_points) >= 1,
+            "training": isinstance(self.training, Mapping),
             "overlapping": self.overlapping in (False, self.activation == "sigmoid"),
         }
         for name, good in sound.items():

@@ -400,8 +400,15 @@ def read_result(path: Path, rate: float) -> SplitResult:
 
 
 def _number(value: Any) -> float:
-    """A number; null is NaN."""
-    return math.nan if value is None else float(value)
+    """A number; null is NaN.
+
+    Raises:
+        TypeError, ValueError: It is none, or too large to be one.
+    """
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
 
 
 def _whole(value: Any, folder: Path) -> int:

@@ -8,7 +8,7 @@ import logging
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,13 +220,16 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
     last_file, best_file, digest = folder / LAST, folder / BEST, conf_digest(configuration)
     if last_file.exists():
         state = read_state(folder, resume, digest)
-        stepper.spread.load_state(state["network"], state["optimizer"])
-        stepper.scaler.load_state_dict(state["scaler"])
-        if mean is not None:
-            mean.load_state_dict(state["mean"])
-        at = Position.from_state(state["position"])
-        anomalies.num_in_a_row, anomalies.num_in_epoch = state["anomalies"]
-        sampler.set_miss_rates(state["miss_rates"])
+        with refuse_nonsense(folder / (LAST if resume == "last" else PREVIOUS)):
+            stepper.spread.load_state(state["network"], state["optimizer"])
+            stepper.scaler.load_state_dict(state["scaler"])
+            if mean is not None:
+                mean.load_state_dict(state["mean"])
+            at = Position.from_state(state["position"], num_lesions=len(sampler.lesions))
+            at.check(settings)
+            anomalies.set_counts(*state["anomalies"])
+            sampler.set_miss_rates(state["miss_rates"])
+            _check_finite(stepper.spread.network)
         set_random_state(state["random"], ranks.rank, device)
         if resume == "previous" and ranks.is_first:
             keep_as(folder / PREVIOUS, last_file)  # both are the sound one now
@@ -407,17 +410,42 @@ def read_state(folder: Path, resume: str, digest: str) -> dict[str, Any]:
     except ModelError as error:
         advice = f"Remove '{folder}' to start the run anew, or take another run.id."
         with contextlib.suppress(ModelError):
-            found = Position.from_state(load_checkpoint(other_path)["position"])
+            with refuse_nonsense(other_path):
+                found = Position.from_state(load_checkpoint(other_path)["position"])
             advice = f"'{other_path}' is sound, after {found.epoch} epochs and {found.step} steps: run.resume={other}"
         message = f"{str(error).removesuffix(' Take another run.id.')} {advice}"
         raise ModelError(message) from error
-    if state["configuration"] != digest:
+    if state.get("configuration") != digest:
         message = (
             f"the checkpoint '{path}' is of another configuration than '{folder / 'config.yaml'}': it came from "
             "another run. Put the run's own back, or take another run.id."
         )
         raise ConfigError(message)
     return state
+
+
+@contextlib.contextmanager
+def refuse_nonsense(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint's content is taken over into words.
+
+    Raises:
+        ModelError: Something did.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        message = (
+            f"the checkpoint '{path}' is whole but holds what no run of this version writes: {reason}. Try "
+            "run.resume=previous, or take another run.id."
+        )
+        raise ModelError(message) from error
+
+
+def _check_finite(network: torch.nn.Module) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        message = "weights that are not finite"
+        raise ValueError(message)
 
 
 def training_type(network: Any, patch_size: Sequence[int], precision: str, device: torch.device) -> torch.dtype | None:

@@ -108,7 +108,8 @@ def load_initial_weights(network: nn.Module, path: Path) -> dict[str, Any]:
     report = _report(source, names, own, pairs, set(given), other_shape)
     if 2 * report["parameters_matched"] < report["parameters_of"]:
         raise ModelError(_too_little(source, report, own))
-    if not all(bool(torch.isfinite(value).all()) for value in given.values()):
+    cast = {ours: value.to(own[ours].dtype) for ours, value in given.items()}  # a large float64 becomes infinite
+    if not all(bool(torch.isfinite(value).all()) for value in cast.values()):
         message = (
             f"the weights '{source.path}' hold values that are not finite; their training went wrong. Take others."
         )

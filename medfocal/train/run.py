@@ -89,7 +89,10 @@ def is_finished(folder: Path, manifest: Manifest, max_epochs: int) -> bool:
         return False
     card, _ = read_card(folder / "model")
     reports = [folder / split / "report.html" for split in EVALUATED if _labelled(manifest.split(split))]
-    is_trained = card.training["num_epochs"] >= max_epochs or card.training.get("stopped_early", False)
+    num_epochs = card.training.get("num_epochs")
+    is_trained = card.training.get("stopped_early") is True or (
+        isinstance(num_epochs, int) and num_epochs >= max_epochs
+    )
     return is_trained and all(report.is_file() for report in reports)
 
 

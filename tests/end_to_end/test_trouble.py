@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -123,6 +124,74 @@ def test_what_cannot_be_is_refused_before_the_first_step(overrides, told, tmp_pa
     if "patience" in told:
         dataset = without_validation(dataset, tmp_path)
     assert_refused(run(*words(dataset, *overrides), folder=tmp_path), 2, told)
+
+
+def with_place(**changes):
+    return lambda state: state["position"].update(changes)
+
+
+def spoil_weights(state):
+    next(iter(state["network"].values())).fill_(float("nan"))
+
+
+NONSENSE = {
+    "epoch": with_place(epoch=-5),
+    "epochs": with_place(epoch=10**9),
+    "step": with_place(step=999),
+    "rows": with_place(rows=None),
+    "column": with_place(rows=[{"epoch": 1, "strange": 1}] * 4),
+    "visits": with_place(visits=[[1], [2]]),
+    "best": with_place(best="ab"),
+    "position": lambda state: state.pop("position"),
+    "weights": spoil_weights,
+    "network": lambda state: state.update(network=None),
+    "optimizer": lambda state: state.update(optimizer={}),
+    "anomalies": lambda state: state.update(anomalies=["a", "b"]),
+    "rates": lambda state: state.update(miss_rates="junk"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_checkpoint_of_the_right_form_that_holds_nonsense_is_refused(name, undisturbed, tmp_path, dataset):
+    shutil.copytree(undisturbed, tmp_path / HOME)
+    path = tmp_path / HOME / "checkpoints" / "last.pt"
+    state = torch.load(path, weights_only=True)
+    NONSENSE[name](state)
+    torch.save(state, path)
+    ended = run(*words(dataset, "trainer.max_epochs=5"), folder=tmp_path)
+    assert_refused(ended, 4, "holds what no run of this version writes", "run.resume=previous")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code"),
+    [
+        ("config.yaml", "a: [1\nb: }", 3),
+        ("config.yaml", "", 3),
+        ("config.yaml", "a: &a [*a]", 3),
+        ("split.json", "[]", 3),
+        ("split.json", '{"training": ["a"]}', 3),
+        ("environment.json", "[]", 3),
+        ("model/model.json", '{"training": [1]}', 4),
+    ],
+)
+def test_a_record_of_a_run_that_was_damaged_is_refused(name, content, code, undisturbed, tmp_path, dataset):
+    shutil.copytree(undisturbed, tmp_path / HOME)
+    (tmp_path / HOME / name).write_text(content)
+    assert_refused(run(*words(dataset, "trainer.max_epochs=5"), folder=tmp_path), code, Path(name).name)
+
+
+@pytest.mark.parametrize("name", [".lock", "train.log"])
+def test_a_folder_in_the_way_of_a_file_of_the_run_is_told(name, undisturbed, tmp_path, dataset):
+    shutil.copytree(undisturbed, tmp_path / HOME)
+    (tmp_path / HOME / name).unlink(missing_ok=True)
+    (tmp_path / HOME / name).mkdir()
+    assert_refused(run(*words(dataset, "trainer.max_epochs=5"), folder=tmp_path), 5, name)
+
+
+def test_a_name_of_a_run_that_no_folder_can_have_is_refused(tmp_path, dataset):
+    assert_refused(
+        run(*words(dataset, f"run.id={'x' * 300}"), folder=tmp_path), 2, "run.id becomes the name of a folder"
+    )
 
 
 def without_validation(dataset, folder):
