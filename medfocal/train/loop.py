@@ -43,7 +43,7 @@ from medfocal.train.checkpoint import (
 from medfocal.train.curriculum import Curriculum
 from medfocal.train.position import METRICS, Position
 from medfocal.train.ranks import ALONE, Ranks
-from medfocal.train.records import conf_digest
+from medfocal.train.records import conf_digest, has_learnt
 from medfocal.train.settings import SamplingSettings, Sharding, TrainerSettings
 from medfocal.train.signals import stop_requests
 from medfocal.train.speed import Speed
@@ -218,7 +218,7 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
         torch.manual_seed(seed + (ranks.rank << 32))
 
     last_file, best_file, digest = folder / LAST, folder / BEST, conf_digest(configuration)
-    if last_file.exists():
+    if has_learnt(folder):
         state = read_state(folder, resume, digest)
         with refuse_nonsense(folder / (LAST if resume == "last" else PREVIOUS)):
             stepper.spread.load_state(state["network"], state["optimizer"])
@@ -292,7 +292,10 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
                     save()
                     saved = time.monotonic()
                 if taken.stops:
-                    LOG.info("stopped by a signal after %d epochs and %d steps; saved", at.epoch, at.step)
+                    LOG.info(
+                        "stopped by a signal after %d epochs and %d steps; saved: the same run.id goes on",
+                        at.epoch, at.step,
+                    )  # fmt: skip
                     ranks.wait()  # a process that ended first would have the others killed
                     stop.raise_if_any()
                     raise SystemExit(143)
@@ -337,7 +340,7 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
         stop.raise_if_any()  # an epoch without a validation is saved as a whole
 
     if at.epoch < settings.max_epochs:
-        LOG.info("%d validations without a better one: stopped after epoch %d", at.num_worse, at.epoch)
+        LOG.info("patience: no better validation among the last %d; stopped after epoch %d", at.num_worse, at.epoch)
     ranks.wait()  # for what the first one has written
     tell_visits(sampler, at.visits)
     state = load_checkpoint(best_file)

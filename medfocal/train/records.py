@@ -38,7 +38,7 @@ LOG = logging.getLogger("medfocal.train")
 MAY_CHANGE = (
     *("run.id", "run.resume", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.compress", "cache.workers"),
     *("trainer.max_epochs", "trainer.num_threads", "trainer.checkpoint_minutes", "device", "debug"),
-    *("trainer.accumulate", "trainer.checkpoint_activations"),  # the same sums but for rounding, in less memory
+    *("trainer.patience", "trainer.accumulate", "trainer.checkpoint_activations"),
     *("tracking._target_", "tracking.folder", "tracking.experiment"),
 )
 #: What a run is computed with; another of these when a run goes on is told and recorded.
@@ -48,6 +48,11 @@ COMPUTED_WITH = (
 )
 
 
+def has_learnt(folder: Path) -> bool:
+    """Whether a run has a checkpoint to go on from; what has none begins anew under its name."""
+    return any((folder / "checkpoints" / f"{name}.pt").exists() for name in ("last", "previous"))
+
+
 def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> None:
     """Refuse to continue a run under another configuration; more epochs are welcome.
 
@@ -55,7 +60,7 @@ def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> 
         ConfigError: It differs, with both values.
     """
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not path.is_file() or not has_learnt(folder):
         return
     before, now = _flat(_read_configuration(path)), _flat(configuration)
     changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in MAY_CHANGE]
@@ -183,7 +188,7 @@ def failures_logged() -> Iterator[None]:
 
 def refuse_other_data(folder: Path, manifest: Manifest, annotations: AnnotationSettings) -> None:
     """Refuse to continue a run whose training or validation cases, or their files, are not those it began with."""
-    if not (folder / "checkpoints" / "last.pt").exists():
+    if not has_learnt(folder):
         return
     before = _read_record(folder / "split.json", "record of the run's split")
     for split in ("training", "validation"):
@@ -243,7 +248,7 @@ def write_records(
         file.write(OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
     write_split(folder / "split.json", manifest)
     path = folder / "environment.json"
-    if not (folder / "checkpoints" / "last.pt").exists() or not path.exists():
+    if not has_learnt(folder) or not path.exists():
         files = [manifest.path] if manifest.path.is_file() else []
         files += [file for case in manifest.cases for file in case.files]
         files += find_weights(manifest.split("training"), annotations).values()

@@ -188,6 +188,34 @@ def test_a_folder_in_the_way_of_a_file_of_the_run_is_told(name, undisturbed, tmp
     assert_refused(run(*words(dataset, "trainer.max_epochs=5"), folder=tmp_path), 5, name)
 
 
+def test_a_checkpoint_that_was_deleted_does_not_start_the_run_anew(undisturbed, tmp_path, dataset):
+    shutil.copytree(undisturbed, tmp_path / HOME)
+    checkpoints = tmp_path / HOME / "checkpoints"
+    (checkpoints / "last.pt").unlink()
+    assert_refused(run(*words(dataset, "trainer.max_epochs=5"), folder=tmp_path), 4, "last.pt", "run.resume=previous")
+    ended = run(*words(dataset, "trainer.max_epochs=5", "run.resume=previous"), folder=tmp_path)
+    assert ended.code == 0, ended.err
+    assert "continuing after" in ended.out
+    assert num_epochs(tmp_path) == 5
+
+
+def test_a_run_that_was_refused_before_its_first_step_leaves_its_name_to_other_settings(tmp_path, dataset):
+    assert run(*words(dataset, "network.norm=batch", "trainer.accumulate=2"), folder=tmp_path).code == 2
+    ended = run(*words(dataset, "trainer.max_epochs=1"), folder=tmp_path)
+    assert ended.code == 0, ended.err
+
+
+def test_a_run_that_its_patience_ended_goes_on_with_more(tmp_path, dataset):
+    """Nothing is learnt, so that no validation is better than the first."""
+    still = ("optimizer.lr=1e-12", "trainer.validate_every=1", "trainer.steps_per_epoch=3", "trainer.max_epochs=6")
+    for patience, epochs in ((1, 2), (3, 4)):
+        ended = run(*words(dataset, *still, f"trainer.patience={patience}"), folder=tmp_path)
+        assert ended.code == 0, ended.err
+        assert num_epochs(tmp_path) == epochs
+    again = run(*words(dataset, *still, "trainer.patience=3"), folder=tmp_path)
+    assert "is finished" in again.out
+
+
 def test_a_name_of_a_run_that_no_folder_can_have_is_refused(tmp_path, dataset):
     assert_refused(
         run(*words(dataset, f"run.id={'x' * 300}"), folder=tmp_path), 2, "run.id becomes the name of a folder"
