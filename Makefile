@@ -1,12 +1,14 @@
 # Two commands do everything: `make quickstart` and `make test`. Each makes the environment if it is missing.
 PYTHON ?= python3
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV ?= .venv
+EXTRAS ?= dev
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 # Half of the cores for tests: each worker computes with one thread.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup viewer quickstart test check format samples wheel-check clean
+.PHONY: help setup viewer quickstart test clusters check format samples wheel-check clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -14,8 +16,8 @@ help:  ## Show the targets.
 setup: $(STAMP)  ## Make .venv with what constraints.txt pins.
 
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
 # Only files of the package are used and none of it is imported, so its 26 dependencies can stay away.
@@ -45,4 +47,4 @@ wheel-check: setup  ## Build the wheel, install it outside the tree and train tw
 	PYTHON=$(PYTHON) bash .ci/wheel
 
 clean:  ## Remove what the targets above made, runs and .venv included.
-	rm -rf .venv runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-clusters runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

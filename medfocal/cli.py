@@ -186,7 +186,9 @@ def _with_name_of_run(values: dict[str, Any]) -> dict[str, Any]:
 
     hydra = HydraConfig.get()
     if hydra.mode is RunMode.MULTIRUN and "run" in values and values["run"]["id"] is None:
-        values["run"]["id"] = f"{Path(hydra.sweep.dir).name}-{hydra.job.num}-seed{values['seed']}"
+        fold = values["data"]["fold"]
+        name = f"seed{values['seed']}" if fold is None else f"fold{fold}-seed{values['seed']}"
+        values["run"]["id"] = f"{Path(hydra.sweep.dir).name}-{hydra.job.num}-{name}"
     return values
 
 
@@ -233,8 +235,11 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
     manifest = DataSettings(**conf["data"]).open(own_split=folder / "split.json")
     make_folder(runs)
     settings = TrainerSettings(**conf["trainer"])
-    if run.is_finished(folder, manifest, settings.max_epochs):
-        say(f"the run '{folder}' is finished; raise trainer.max_epochs to go on, or take another run.id")
+    if run.is_finished(folder, manifest, settings):
+        say(
+            f"the run '{folder}' is finished; raise trainer.max_epochs to go on, where it was stopped early "
+            "trainer.patience too, or take another run.id"
+        )
         return read_card(folder / "model")[0].operating_points[0].lesion_sensitivity
     augmentation: Any = config.build("augment", conf["augment"])
     tracking: Any = config.build("tracking", conf["tracking"])

@@ -579,7 +579,9 @@ def _check_training(values: Mapping[str, Any]) -> None:
     import torch
 
     run_id = values["run"]["id"]
-    if run_id is not None and (not run_id.isprintable() or run_id[:1] in {"", "."} or run_id != Path(run_id).name):
+    if run_id is not None and (
+        not run_id.isprintable() or run_id[:1] in {"", "."} or run_id != Path(run_id).name or len(run_id.encode()) > 200
+    ):
         message = f"run.id becomes the name of a folder, so {run_id!r} cannot be one"
         raise ConfigError(message)
     _reworded("trainer", TrainerSettings(**values["trainer"]).check)

@@ -70,7 +70,10 @@ class DataSettings:
             message = f"num_folds must be 2 or more, got {self.num_folds}"
             raise ValueError(message)
         if self.num_folds is not None and (self.fold is None or not 0 <= self.fold < self.num_folds):
-            message = f"num_folds {self.num_folds} needs fold, the one that validates, from 0, got {self.fold}"
+            most = self.num_folds - 1
+            message = (
+                f"num_folds {self.num_folds} needs fold, the one that validates, from 0 to {most}, got {self.fold}"
+            )
             raise ValueError(message)
         if self.fold is not None and (self.fold < 0 or (self.num_folds is None and self.split is None)):
             message = f"fold must be 0 or more and needs num_folds, or a split file with folds, got {self.fold}"

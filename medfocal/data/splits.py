@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def census(manifest: Manifest, *, workers: int | None = None) -> dict[str, CaseC
     cases = [case for case in manifest.cases if case.split in LEARNT_FROM]
     task = functools.partial(count_lesions, scheme=manifest.scheme)
     workers = workers or min(available_cores(), max(1, len(cases) // CASES_PER_PROCESS))
-    with in_processes(task, cases, workers, what="counted lesions") as found:
+    with in_processes(task, cases, workers, what="counted lesions", name=attrgetter("name")) as found:
         return {case.name: counted for case, counted in zip(cases, track(found, "census", len(cases)), strict=True)}
 
 

@@ -240,7 +240,9 @@ def _make_missing(jobs: Sequence[_Job], recipe: Recipe, cache: Cache, workers: i
     if workers is None:
         workers = max(1, min(available_cores(), len(todo) // CASES_PER_WORKER))
     task = functools.partial(_make, recipe=recipe, cache=cache)
-    with in_processes(task, todo, workers, what="prepared cases", setting="cache.workers") as answers:
+    with in_processes(
+        task, todo, workers, what="prepared cases", name=lambda job: job.case.name, setting="cache.workers"
+    ) as answers:
         for _ in track(answers, description, len(todo)):
             pass
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -184,7 +185,9 @@ def measure_pairs(
         }
         unknown = [pair for pair in pairs if pair.case not in known]
         task = functools.partial(_try_pair, protocol=protocol, reading=reading)
-        answers = stack.enter_context(in_processes(task, unknown, workers, what="measured cases"))
+        answers = stack.enter_context(
+            in_processes(task, unknown, workers, what="measured cases", name=attrgetter("case"))
+        )
         for pair in track(pairs, description):
             found = known.pop(pair.case, None)
             if found is None:

@@ -257,7 +257,7 @@ def _pictures(report: DatasetReport, max_pictures: int, workers: int) -> list[Ca
 
     chosen = sorted(zip(report.manifest.cases, report.cases, strict=True), key=rank)[:max_pictures]
     task = functools.partial(draw_case, ignore_value=report.manifest.scheme.ignore_value)
-    with in_processes(task, chosen, workers, what="drew cases") as drawn:
+    with in_processes(task, chosen, workers, what="drew cases", name=lambda pair: pair[0].name) as drawn:
         views = list(track(drawn, "draw", total=len(chosen)))
     return [
         CasePicture(

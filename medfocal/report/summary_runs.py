@@ -27,7 +27,7 @@ SIGNS = (METRICS, LOG, SPLIT, "checkpoints")
 MOST_LEVELS = 4
 #: A configuration has a few hundred lines; what is larger is another file.
 MOST_BYTES = 1_000_000
-#: A run that wrote something within this time may still be running; a checkpoint comes oftener.
+#: A run that wrote something within this time may still be running; by default a checkpoint comes every ten minutes.
 SECONDS_ALIVE = 20 * 60
 #: Rate of false positives per case at which the test split is compared.
 TEST_RATE = 1.0
@@ -400,8 +400,15 @@ def read_result(path: Path, rate: float) -> SplitResult:
 
 
 def _number(value: Any) -> float:
-    """A number; null is NaN."""
-    return math.nan if value is None else float(value)
+    """A number; null is NaN.
+
+    Raises:
+        TypeError, ValueError: It is none, or too large to be one.
+    """
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError as error:
+        raise ValueError(str(error)) from error
 
 
 def _whole(value: Any, folder: Path) -> int:

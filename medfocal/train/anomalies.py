@@ -38,6 +38,18 @@ class Anomalies:
     num_in_a_row: int = 0
     num_in_epoch: int = 0
 
+    def set_counts(self, num_in_a_row: int, num_in_epoch: int) -> None:
+        """Go on counting from a checkpoint.
+
+        Raises:
+            ValueError: They are no counts.
+        """
+        for count in (num_in_a_row, num_in_epoch):
+            if type(count) is not int or count < 0:
+                message = f"{count!r} steps that were left out"
+                raise ValueError(message)
+        self.num_in_a_row, self.num_in_epoch = num_in_a_row, num_in_epoch
+
     def judge(self, taken: Taken, batch: Batch, *, epoch: int, step: int, ranks: Ranks) -> None:
         """Note a step; every process must call it.
 

@@ -22,6 +22,8 @@ from medfocal.infer.window import reduced_type
 from medfocal.losses import FocalLoss
 from medfocal.networks import UNet3d
 
+SLOWER = "The same run.id may go on with trainer.checkpoint_activations=true"
+
 
 @dataclass(frozen=True)
 class StepTime:
@@ -78,7 +80,7 @@ def what_would_fit(
 
     for count in range(at_once - 1, 0, -1):
         if num_patches % count == 0 and fits(patch_size, count):
-            return f"{what} Try trainer.accumulate={num_patches // count}, which computes {count} at a time."
+            return f"{what} The same run.id goes on with trainer.accumulate={num_patches // count}, {count} at a time."
     size = list(patch_size)
     while not fits(size, 1):
         reducible = [axis for axis in range(3) if size[axis] > 2 * levels.divisor[axis]]
@@ -87,9 +89,9 @@ def what_would_fit(
         largest = max(reducible, key=lambda axis: size[axis])
         size[largest] -= levels.divisor[largest]
     if at_once == 1 and size == list(patch_size):  # the estimate is too low; it is known not to fit
-        return f"{what} Try smaller patches, or trainer.checkpoint_activations=true."
+        return f"{what} {SLOWER}, another one with smaller patches."
     patches = "" if at_once == 1 else f" trainer.accumulate={num_patches}"
-    return f"{what} Try sampling.patch_size={size}{patches}, or trainer.checkpoint_activations=true."
+    return f"{what} {SLOWER}, another one with sampling.patch_size={size}{patches}."
 
 
 def _usable_gb(device: torch.device) -> float:

@@ -8,7 +8,7 @@ import logging
 import math
 import operator
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from medfocal.train.checkpoint import (
 from medfocal.train.curriculum import Curriculum
 from medfocal.train.position import METRICS, Position
 from medfocal.train.ranks import ALONE, Ranks
-from medfocal.train.records import conf_digest
+from medfocal.train.records import conf_digest, has_learnt
 from medfocal.train.settings import SamplingSettings, Sharding, TrainerSettings
 from medfocal.train.signals import stop_requests
 from medfocal.train.speed import Speed
@@ -155,6 +155,11 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
             "validation. Set it to 0, or data.num_folds and fold."
         )
         raise ConfigError(message)
+    if settings.patience is not None and not validation:
+        message = (
+            f"trainer.patience={settings.patience} counts validations, and no case is for validation. Set it to null."
+        )
+        raise ConfigError(message)
     cases, patch_size = training.cases, sampling.patch_size
     augmentation.check(patch_size, {case.case.name: case.spacing_mm for case in cases})
     sampler = LesionBalancedSampler(
@@ -176,7 +181,7 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
     )
     curriculum = Curriculum(settings.curriculum or {})
     loss = curriculum.loss_at(0.0, build_loss)
-    _refuse_parts(loss, settings, ranks)
+    _refuse_parts(loss, network, settings, ranks)
     batches = BatchSource(
         cases,
         sampler,
@@ -209,20 +214,32 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
     anomalies = Anomalies(folder / "anomalies", settings.max_skipped_steps)
     at = Position(visits=np.zeros((2, len(sampler.lesions)), np.int64))
 
+    if ranks.rank:  # all have built the same weights; from here on each draws its own, as dropout must
+        torch.manual_seed(seed + (ranks.rank << 32))
+
     last_file, best_file, digest = folder / LAST, folder / BEST, conf_digest(configuration)
-    if last_file.exists():
+    if has_learnt(folder):
         state = read_state(folder, resume, digest)
-        stepper.spread.load_state(state["network"], state["optimizer"])
-        stepper.scaler.load_state_dict(state["scaler"])
-        if mean is not None:
-            mean.load_state_dict(state["mean"])
-        at = Position.from_state(state["position"])
-        anomalies.num_in_a_row, anomalies.num_in_epoch = state["anomalies"]
-        sampler.set_miss_rates(state["miss_rates"])
+        with refuse_nonsense(folder / (LAST if resume == "last" else PREVIOUS)):
+            stepper.spread.load_state(state["network"], state["optimizer"])
+            stepper.scaler.load_state_dict(state["scaler"])
+            if mean is not None:
+                mean.load_state_dict(state["mean"])
+            at = Position.from_state(state["position"], num_lesions=len(sampler.lesions))
+            at.check(settings)
+            anomalies.set_counts(*state["anomalies"])
+            sampler.set_miss_rates(state["miss_rates"])
+            _check_finite(stepper.spread.network)
         set_random_state(state["random"], ranks.rank, device)
         if resume == "previous" and ranks.is_first:
             keep_as(folder / PREVIOUS, last_file)  # both are the sound one now
         LOG.info("continuing after %d epochs and %d steps", at.epoch, at.step)
+        if at.epoch >= settings.max_epochs and not best_file.exists():
+            message = (
+                f"the run '{folder}' has done {at.epoch} epochs, none of them validated, and trainer.max_epochs is "
+                f"{settings.max_epochs} now: nothing could be kept. It may grow, not shrink."
+            )
+            raise ConfigError(message)
 
     if ranks.is_first:
         write_csv(folder / "metrics.csv", at.rows, METRICS)  # a kill after the checkpoint left it a row short
@@ -255,7 +272,9 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
         stepper.num_voxels = 0
         patches = batches.epoch(epoch, settings.steps_per_epoch, at.step)
         speed = Speed(at, settings, device)
-        with stop_requests() as stop, contextlib.closing(patches):
+        with contextlib.ExitStack() as held:
+            stop = held.enter_context(stop_requests())
+            held.enter_context(contextlib.closing(patches))
             left = settings.steps_per_epoch - at.step
             for batch in track(speed.waiting(patches), f"epoch {epoch + 1}", left, status=speed.describe):
                 factor = schedule((epoch * settings.steps_per_epoch + at.step) / total_steps)
@@ -266,55 +285,62 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
                 anomalies.judge(taken, batch, epoch=epoch + 1, step=at.step + 1, ranks=ranks)
                 if mean is not None and taken.is_finite:
                     mean.add(network)
-                speed.step(taken.loss)
+                at.step += 1
+                speed.step(taken.loss, is_finite=taken.is_finite)
                 if taken.stops or taken.saves:
-                    _count_voxels(at, loss, stepper)
+                    _count_voxels(at, loss, stepper, ranks, device)
                     save()
                     saved = time.monotonic()
                 if taken.stops:
-                    LOG.info("stopped by a signal after %d epochs and %d steps; saved", at.epoch, at.step)
+                    LOG.info(
+                        "stopped by a signal after %d epochs and %d steps; saved: the same run.id goes on",
+                        at.epoch, at.step,
+                    )  # fmt: skip
                     ranks.wait()  # a process that ended first would have the others killed
                     stop.raise_if_any()
                     raise SystemExit(143)
-            _count_voxels(at, loss, stepper)
+            _count_voxels(at, loss, stepper, ranks, device)
 
             is_last = epoch + 1 == settings.max_epochs
             is_validated = bool(validation) and ((epoch + 1) % settings.validate_every == 0 or is_last)
             if is_validated:
                 save()
-        stop.raise_if_any()  # from here on a signal ends the program at once, as the steps are saved
-        at.visits += sampler.visits(epoch, settings.steps_per_epoch * settings.batch_size)
-        row = at.row(settings, num_skipped=anomalies.num_in_epoch, learning_rate=optimizer.param_groups[0]["lr"])
-        score: tuple[float, float] | None = None
-        started = time.monotonic()
-        kept = stepper.spread.gather() if mean is None else mean.network
-        if is_validated:
-            figures, missed = validate(kept, validation, card, protocol, settings, device, ranks)
-            if figures["num_lesions"]:
-                score = (figures["lesion_sensitivity"], figures["cpm"])
-            sampler.judge(*missed)
-            row |= figures
-        row["seconds"] = round(at.seconds + time.monotonic() - started, 3)
-        at.rows.append(row)
-        LOG.info(describe(row, settings))
+                held.close()  # from here on a signal ends the program at once, as the steps are saved
+                stop.raise_if_any()
+            at.visits += sampler.visits(epoch, settings.steps_per_epoch * settings.batch_size)
+            row = at.row(settings, num_skipped=anomalies.num_in_epoch, learning_rate=optimizer.param_groups[0]["lr"])
+            score: tuple[float, float] | None = None
+            started = time.monotonic()
+            kept = stepper.spread.gather() if mean is None else mean.network
+            if is_validated:
+                figures, missed = validate(kept, validation, card, protocol, settings, device, ranks)
+                if figures["num_lesions"]:
+                    score = (figures["lesion_sensitivity"], figures["cpm"])
+                sampler.judge(*missed)
+                row |= figures
+            row["seconds"] = round(at.seconds + time.monotonic() - started, 3)
+            at.rows.append(row)
+            LOG.info(describe(row, settings))
 
-        is_best = score is not None and score >= at.best
-        if score is not None:
-            at.num_worse = 0 if score > at.best else at.num_worse + 1
-            at.best = max(at.best, score)
-        at.start_epoch()
-        anomalies.num_in_epoch = 0
-        if ranks.is_first and (is_best or (is_last and at.best[0] == -math.inf)):  # none was scored: the last is kept
-            save_checkpoint(best_file, {"epoch": epoch + 1, "network": kept.state_dict(), "metrics": at.rows})
-        save()
-        saved = time.monotonic()
-        if ranks.is_first:
-            write_csv(folder / "metrics.csv", at.rows, METRICS)
-            write_visits(folder / VISITS, sampler, cases, at.visits)
-            tracking.row(row)
+            is_best = score is not None and score >= at.best
+            if score is not None:
+                at.num_worse = 0 if score > at.best else at.num_worse + 1
+                at.best = max(at.best, score)
+            at.start_epoch()
+            anomalies.num_in_epoch = 0
+            is_kept = is_best or (is_last and at.best[0] == -math.inf)  # none was scored: the last is kept
+            if ranks.is_first and is_kept:
+                save_checkpoint(best_file, {"epoch": epoch + 1, "network": kept.state_dict(), "metrics": at.rows})
+            save()
+            saved = time.monotonic()
+            if ranks.is_first:
+                write_csv(folder / "metrics.csv", at.rows, METRICS)
+                write_visits(folder / VISITS, sampler, cases, at.visits)
+                tracking.row(row)
+        stop.raise_if_any()  # an epoch without a validation is saved as a whole
 
     if at.epoch < settings.max_epochs:
-        LOG.info("%d validations without a better one: stopped after epoch %d", at.num_worse, at.epoch)
+        LOG.info("patience: no better validation among the last %d; stopped after epoch %d", at.num_worse, at.epoch)
     ranks.wait()  # for what the first one has written
     tell_visits(sampler, at.visits)
     state = load_checkpoint(best_file)
@@ -326,8 +352,14 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
     return Trained(network, int(state["epoch"]), at.epoch, points)
 
 
-def _refuse_parts(loss: Any, settings: TrainerSettings, ranks: Ranks) -> None:
+def _refuse_parts(loss: Any, network: torch.nn.Module, settings: TrainerSettings, ranks: Ranks) -> None:
     """Refuse what cannot be computed in parts."""
+    if settings.accumulate * ranks.count > 1 and list(network.buffers()):
+        message = (
+            "network.norm=batch takes its statistics from the patches that are computed together, so a batch in parts "
+            "is another training. Set network.norm=instance, or trainer.accumulate=1 and train in one process."
+        )
+        raise ConfigError(message)
     if settings.accumulate * ranks.count > 1 and loss.why_not_split is not None:
         message = (
             f"loss: {loss.why_not_split}, so a batch cannot be computed in parts. Change that, or set "
@@ -350,12 +382,14 @@ def _has_no_patience(at: Position, settings: TrainerSettings) -> bool:
     return settings.patience is not None and at.num_worse >= settings.patience
 
 
-def _count_voxels(at: Position, loss: Any, stepper: TrainingStep) -> None:
-    """Take over what the loss has counted of the epoch since it was last asked."""
+def _count_voxels(at: Position, loss: Any, stepper: TrainingStep, ranks: Ranks, device: torch.device) -> None:
+    """Take over what the losses of all processes have counted of the epoch since they were last asked."""
     dropped = loss.take_num_dropped()
+    counts = torch.tensor([dropped or 0, stepper.num_voxels], dtype=torch.float64, device=device)
+    num_dropped, num_voxels = (int(count) for count in ranks.add(counts).tolist())
     if dropped is not None:
-        at.num_dropped = dropped + (at.num_dropped or 0)
-    at.num_voxels += stepper.num_voxels
+        at.num_dropped = num_dropped + (at.num_dropped or 0)
+    at.num_voxels += num_voxels
     stepper.num_voxels = 0
 
 
@@ -379,17 +413,42 @@ def read_state(folder: Path, resume: str, digest: str) -> dict[str, Any]:
     except ModelError as error:
         advice = f"Remove '{folder}' to start the run anew, or take another run.id."
         with contextlib.suppress(ModelError):
-            found = Position.from_state(load_checkpoint(other_path)["position"])
+            with refuse_nonsense(other_path):
+                found = Position.from_state(load_checkpoint(other_path)["position"])
             advice = f"'{other_path}' is sound, after {found.epoch} epochs and {found.step} steps: run.resume={other}"
         message = f"{str(error).removesuffix(' Take another run.id.')} {advice}"
         raise ModelError(message) from error
-    if state["configuration"] != digest:
+    if state.get("configuration") != digest:
         message = (
             f"the checkpoint '{path}' is of another configuration than '{folder / 'config.yaml'}': it came from "
             "another run. Put the run's own back, or take another run.id."
         )
         raise ConfigError(message)
     return state
+
+
+@contextlib.contextmanager
+def refuse_nonsense(path: Path) -> Iterator[None]:
+    """Turn what goes wrong while a checkpoint's content is taken over into words.
+
+    Raises:
+        ModelError: Something did.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError, OverflowError) as error:
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        message = (
+            f"the checkpoint '{path}' is whole but holds what no run of this version writes: {reason}. Try "
+            "run.resume=previous, or take another run.id."
+        )
+        raise ModelError(message) from error
+
+
+def _check_finite(network: torch.nn.Module) -> None:
+    if not all(bool(torch.isfinite(value).all()) for value in network.state_dict().values()):
+        message = "weights that are not finite"
+        raise ValueError(message)
 
 
 def training_type(network: Any, patch_size: Sequence[int], precision: str, device: torch.device) -> torch.dtype | None:

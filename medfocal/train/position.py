@@ -77,7 +77,34 @@ class Position:
         return {**{f.name: getattr(self, f.name) for f in fields(self)}, "visits": self.visits.tolist()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Position:
-        """Back from plain values."""
+    def from_state(cls, state: Mapping[str, Any], *, num_lesions: int | None = None) -> Position:
+        """Back from plain values.
+
+        Args:
+            state: From `to_state`.
+            num_lesions: That the visits must be of; None: any number.
+
+        Raises:
+            KeyError, TypeError, ValueError: It is something else.
+        """
         visits = np.array(state["visits"], np.int64).reshape(2, -1)
-        return cls(**{**state, "visits": visits, "best": tuple(state["best"])})
+        first, second = state["best"]
+        found = cls(**{**state, "visits": visits, "best": (float(first), float(second))})
+        if num_lesions is not None and visits.shape[1] != num_lesions:
+            message = f"visits of {visits.shape[1]} lesions, and there are {num_lesions}"
+            raise ValueError(message)
+        return found
+
+    def check(self, settings: TrainerSettings) -> None:
+        """Hold what was read against what a run can have done.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        whole = {"epoch": self.epoch, "step": self.step, "num_worse": self.num_worse, "num_voxels": self.num_voxels}
+        sound = all(type(value) is int and value >= 0 for value in whole.values())
+        fits = sound and self.step <= settings.steps_per_epoch and len(self.rows) == self.epoch
+        fits = fits and all(isinstance(row, dict) and row.keys() <= set(METRICS) for row in self.rows)
+        if not fits:
+            message = f"a position of {self.epoch!r} epochs and {self.step!r} steps with {len(self.rows)} rows"
+            raise ValueError(message)

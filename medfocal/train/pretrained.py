@@ -108,7 +108,8 @@ def load_initial_weights(network: nn.Module, path: Path) -> dict[str, Any]:
     report = _report(source, names, own, pairs, set(given), other_shape)
     if 2 * report["parameters_matched"] < report["parameters_of"]:
         raise ModelError(_too_little(source, report, own))
-    if not all(bool(torch.isfinite(value).all()) for value in given.values()):
+    cast = {ours: value.to(own[ours].dtype) for ours, value in given.items()}  # a large float64 becomes infinite
+    if not all(bool(torch.isfinite(value).all()) for value in cast.values()):
         message = (
             f"the weights '{source.path}' hold values that are not finite; their training went wrong. Take others."
         )
@@ -146,6 +147,8 @@ def _read(path: Path) -> _Source:
         raise ModelError(message) from error
     except Exception as error:  # a damaged or hostile file makes the readers raise anything
         reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        if "weights_only" in reason:  # torch's advice to read it all the same, which would run what it holds
+            reason = "torch cannot read it as tensors alone"
         message = f"the weights '{path}' are damaged, or hold more than tensors and plain values: {reason}"
         raise ModelError(message) from error
     tensors = _found_tensors(values)
@@ -161,6 +164,9 @@ def _in_bundle(folder: Path) -> Path:
         return path
     if (folder / "models" / "model.ts").is_file():
         message = f"the bundle '{folder}' holds its network as TorchScript only, which would run. {_CONVERT}"
+        raise ModelError(message)
+    if (folder / "model" / CARD).is_file():
+        message = f"'{folder}' is a run folder; name its model, '{folder / 'model'}'"
         raise ModelError(message)
     message = (
         f"'{folder}' is neither a model folder of medfocal ({CARD}) nor a MONAI bundle (models/model.pt). "

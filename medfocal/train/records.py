@@ -27,8 +27,9 @@ from medfocal.data.formats.source import read_json
 from medfocal.data.manifest import Manifest, listed
 from medfocal.data.splits import write_split
 from medfocal.data.targets import find_weights
-from medfocal.errors import ConfigError, DatasetError, ResourceError
+from medfocal.errors import ConfigError, DatasetError, InputError, ResourceError
 from medfocal.files import atomic_write, plain, write_json
+from medfocal.infer.window import reduced_type
 from medfocal.train.settings import TrainerSettings
 
 LOG = logging.getLogger("medfocal.train")
@@ -37,10 +38,19 @@ LOG = logging.getLogger("medfocal.train")
 MAY_CHANGE = (
     *("run.id", "run.resume", "plan", "paths.runs", "paths.cache", "cache.max_gb", "cache.compress", "cache.workers"),
     *("trainer.max_epochs", "trainer.num_threads", "trainer.checkpoint_minutes", "device", "debug"),
+    *("trainer.patience", "trainer.accumulate", "trainer.checkpoint_activations"),
     *("tracking._target_", "tracking.folder", "tracking.experiment"),
 )
 #: What a run is computed with; another of these when a run goes on is told and recorded.
-COMPUTED_WITH = ("medfocal", "git_commit", "python", "device", "num_processes", "packages")
+COMPUTED_WITH = (
+    *("medfocal", "git_commit", "python", "device", "num_threads", "num_processes", "computed_in"),
+    *("accumulate", "checkpoint_activations", "packages"),
+)
+
+
+def has_learnt(folder: Path) -> bool:
+    """Whether a run has a checkpoint to go on from; what has none begins anew under its name."""
+    return any((folder / "checkpoints" / f"{name}.pt").exists() for name in ("last", "previous"))
 
 
 def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> None:
@@ -50,12 +60,9 @@ def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> 
         ConfigError: It differs, with both values.
     """
     path = folder / "config.yaml"
-    if not path.is_file():
+    if not path.is_file() or not has_learnt(folder):
         return
-    from omegaconf import OmegaConf
-
-    before = _flat(OmegaConf.to_container(OmegaConf.load(path)))
-    now = _flat(configuration)
+    before, now = _flat(_read_configuration(path)), _flat(configuration)
     changed = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k) and k not in MAY_CHANGE]
     if changed:
         lines = "\n".join(f"    {key}: {before.get(key)!r} then, {now.get(key)!r} now" for key in changed)
@@ -64,6 +71,41 @@ def check_same_configuration(folder: Path, configuration: Mapping[str, Any]) -> 
             "    Repeat its settings to continue it, or choose another run.id."
         )
         raise ConfigError(message)
+
+
+def _read_configuration(path: Path) -> Mapping[str, Any]:
+    """A run's configuration as it was written.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    from omegaconf import OmegaConf
+
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:  # a damaged or hostile file makes the readers raise anything
+        reason = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+        message = (
+            f"the configuration '{path}' of the run cannot be read: {reason}. Put it back, or take another run.id."
+        )
+        raise InputError(message) from error
+    if not isinstance(content, dict) or "trainer" not in content:
+        message = f"the configuration '{path}' of the run is empty or damaged. Put it back, or take another run.id."
+        raise InputError(message)
+    return {str(key): value for key, value in content.items()}
+
+
+def _read_record(path: Path, what: str) -> dict[str, Any]:
+    """A file of the run folder that holds a JSON object.
+
+    Raises:
+        InputError: It holds something else.
+    """
+    content = read_json(path, what)
+    if not isinstance(content, dict):
+        message = f"the {what} '{path}' holds a {type(content).__name__}. Put it back, or take another run.id."
+        raise InputError(message)
+    return content
 
 
 def conf_digest(configuration: Mapping[str, Any]) -> str:
@@ -80,7 +122,11 @@ def only_one(folder: Path) -> Iterator[None]:
         ResourceError: Another one holds it.
     """
     path = folder / ".lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        message = f"the lock '{path}' cannot be opened: {error.strerror}. Remove it if it is no file."
+        raise ResourceError(message) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -99,12 +145,20 @@ def only_one(folder: Path) -> Iterator[None]:
 
 
 def start_log(path: Path) -> None:
-    """Send the log of the whole package to the console and to a file; a second run in one process starts anew."""
+    """Send the log of the whole package to the console and to a file; a second run in one process starts anew.
+
+    Raises:
+        ResourceError: The file cannot be written.
+    """
     log = logging.getLogger("medfocal")
     for handler in list(log.handlers):
         log.removeHandler(handler)
         handler.close()
-    to_file = logging.FileHandler(path, encoding="utf-8")
+    try:
+        to_file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        message = f"the log '{path}' cannot be written: {error.strerror}. Remove it if it is no file."
+        raise ResourceError(message) from error
     to_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     log.addHandler(to_file)
     log.addHandler(logging.StreamHandler(sys.stdout))
@@ -134,30 +188,42 @@ def failures_logged() -> Iterator[None]:
 
 def refuse_other_data(folder: Path, manifest: Manifest, annotations: AnnotationSettings) -> None:
     """Refuse to continue a run whose training or validation cases, or their files, are not those it began with."""
-    if not (folder / "checkpoints" / "last.pt").exists():
+    if not has_learnt(folder):
         return
-    before = read_json(folder / "split.json", "record of the run's split")
+    before = _read_record(folder / "split.json", "record of the run's split")
     for split in ("training", "validation"):
         now = [{"case": case.name, "patient": case.patient} for case in manifest.split(split)]
         if before.get(split) != now:
-            names = [{entry["case"] for entry in entries} for entries in (before.get(split, []), now)]
-            other = sorted(names[0] ^ names[1]) or sorted(names[1])
+            recorded = before.get(split)
+            entries = recorded if isinstance(recorded, list) else []
+            known = {str(entry.get("case")) for entry in entries if isinstance(entry, dict)}
+            names = {entry["case"] for entry in now}
+            other = sorted(known ^ names) or sorted(names)
             message = (
                 f"the run '{folder}' began with other {split} cases: {listed(other)}. Take another run.id, or give it "
                 f"its split: data.split={folder / 'split.json'}"
             )
             raise DatasetError(message)
-    known = read_json(folder / "environment.json", "record of the run's inputs").get("inputs", {})
-    cases = [*manifest.split("training"), *manifest.split("validation")]
-    files = [file for case in cases for file in case.files]
-    files += find_weights(manifest.split("training"), annotations).values()
-    changed = [str(file) for file in files if str(file) in known and known[str(file)] != file_digest(file)]
+    digests_then = _read_record(folder / "environment.json", "record of the run's inputs").get("cases")
+    digests_then = digests_then if isinstance(digests_then, dict) else {}
+    now_there = _digests_of_cases(manifest, annotations)
+    changed = [name for name, digests in now_there.items() if digests_then.get(name) != digests]
     if changed:
         message = (
-            f"{len(changed)} files are not those that the run '{folder}' began with: {listed(changed)}. "
+            f"the files of {len(changed)} cases are not those that the run '{folder}' began with: {listed(changed)}. "
             "Put them back to continue it, or take another run.id."
         )
         raise DatasetError(message)
+
+
+def _digests_of_cases(manifest: Manifest, annotations: AnnotationSettings) -> dict[str, list[str]]:
+    """SHA-256 of the files of each case that is trained or validated on, in their order, wherever they lie."""
+    weights = find_weights(manifest.split("training"), annotations)
+    found = {}
+    for case in (*manifest.split("training"), *manifest.split("validation")):
+        files = [*case.files, *([weights[case.name]] if case.name in weights else [])]
+        found[case.name] = [file_digest(file) for file in files]
+    return found
 
 
 def write_records(
@@ -182,15 +248,20 @@ def write_records(
         file.write(OmegaConf.to_yaml(OmegaConf.create(dict(configuration))))
     write_split(folder / "split.json", manifest)
     path = folder / "environment.json"
-    if not (folder / "checkpoints" / "last.pt").exists() or not path.exists():
+    if not has_learnt(folder) or not path.exists():
         files = [manifest.path] if manifest.path.is_file() else []
         files += [file for case in manifest.cases for file in case.files]
         files += find_weights(manifest.split("training"), annotations).values()
-        write_json(path, {**now, "inputs": {str(file): file_digest(file) for file in files}})
+        inputs = {str(file): file_digest(file) for file in files}
+        write_json(path, {**now, "inputs": inputs, "cases": _digests_of_cases(manifest, annotations)})
         return
-    before = read_json(path, "record of the run's environment")
+    before = _read_record(path, "record of the run's environment")
     continued = before.get("continued", [])
-    latest = {**before, **(continued[-1]["now"] if continued else {})}
+    try:
+        latest = {**before, **(continued[-1]["now"] if continued else {})}
+    except (TypeError, KeyError, IndexError) as error:
+        message = f"'continued' in '{path}' is damaged. Put the file back, or take another run.id."
+        raise InputError(message) from error
     changed = {key: plain(now[key]) for key in COMPUTED_WITH if latest.get(key) != plain(now[key])}
     for key, value in changed.items():
         LOG.warning("this run goes on with another %s: %s before, %s now", key, *_differing(latest.get(key), value))
@@ -218,7 +289,9 @@ def environment(device: torch.device, settings: TrainerSettings, num_processes: 
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "num_threads": torch.get_num_threads(),
         "num_processes": num_processes,
-        "precision": settings.precision,
+        "accumulate": settings.accumulate,
+        "checkpoint_activations": settings.checkpoint_activations,
+        "computed_in": str(reduced_type(settings.precision, device) or torch.float32).removeprefix("torch."),
         "tf32": settings.tf32,
         "deterministic": settings.deterministic,
         "compile": settings.compile,

@@ -50,12 +50,13 @@ from medfocal.model import (
 from medfocal.progress import track
 from medfocal.train.batches import Augmentation
 from medfocal.train.curriculum import Curriculum
-from medfocal.train.loop import LAST, Tracking, train
+from medfocal.train.loop import Tracking, train
 from medfocal.train.pretrained import load_initial_weights
 from medfocal.train.ranks import ALONE, Ranks
 from medfocal.train.records import (
     environment,
     failures_logged,
+    has_learnt,
     keep_silent,
     only_one,
     refuse_other_data,
@@ -95,13 +96,16 @@ def new_run_id(seed: int) -> str:
     return f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seed}-{secrets.token_hex(2)}"
 
 
-def is_finished(folder: Path, manifest: Manifest, max_epochs: int) -> bool:
-    """Whether a run folder has every report, and a model of this many epochs or of all that its patience allowed."""
+def is_finished(folder: Path, manifest: Manifest, settings: TrainerSettings) -> bool:
+    """Whether a run folder has every report, and a model of all epochs or of as many as this patience allows."""
     if not (folder / "model" / CARD).is_file():
         return False
     card, _ = read_card(folder / "model")
     reports = [folder / split / "report.html" for split in EVALUATED if _labelled(manifest.split(split))]
-    is_trained = card.training["num_epochs"] >= max_epochs or card.training.get("stopped_early", False)
+    num_epochs, patience = card.training.get("num_epochs"), card.training.get("patience")
+    is_trained = isinstance(num_epochs, int) and num_epochs >= settings.max_epochs
+    if card.training.get("stopped_early") is True and isinstance(patience, int):
+        is_trained = is_trained or (settings.patience is not None and settings.patience <= patience)
     return is_trained and all(report.is_file() for report in reports)
 
 
@@ -205,7 +209,7 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
         _refuse_unfit_loss(build_loss(), num_outputs, manifest.labels, soft=is_soft, weighted=taught.is_weighted)
 
         report = None
-        if settings.initial_weights is not None and (folder / LAST).exists():  # it began with them
+        if settings.initial_weights is not None and has_learnt(folder):  # it began with them
             report = read_json(folder / INITIAL_WEIGHTS, "record of the weights that the run began with")
         elif settings.initial_weights is not None:
             report = load_initial_weights(network, Path(settings.initial_weights))
@@ -272,6 +276,7 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
                 "epoch": trained.epoch,
                 "num_epochs": trained.num_epochs,
                 "stopped_early": trained.num_epochs < settings.max_epochs,
+                "patience": settings.patience,
                 "initial_weights": None if report is None else report["sha256"],
                 "seed": seed,
                 "loss": {"gamma": kept.gamma, "alpha": kept.alpha},

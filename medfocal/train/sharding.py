@@ -24,6 +24,8 @@ from medfocal.train.settings import Sharding
 
 #: States in which every process has all of each tensor.
 WHOLE = StateDictOptions(full_state_dict=True)
+#: States of which the first process has all, in main memory, and the others nothing.
+OF_FIRST = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class SpreadNetwork:
@@ -56,6 +58,10 @@ class SpreadNetwork:
         self._is_sharded = sharding is Sharding.FSDP and ranks.count > 1
         if self._is_sharded:
             self.whole = copy.deepcopy(network)
+            for module in network.modules():  # a level at a time is whole while it computes, not the network
+                if isinstance(module, nn.ModuleList):
+                    for level in module:
+                        fully_shard(level)
             fully_shard(network)
         elif ranks.count > 1:
             of_gpu = [device] if device.type == "cuda" else None
@@ -78,10 +84,10 @@ class SpreadNetwork:
         return self.whole.eval()
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Whole states of network and optimizer; every process must call it."""
+        """Whole states of network and optimizer, with FSDP of the first process only; every process must call it."""
         if not self._is_sharded:
             return self.network.state_dict(), self.optimizer.state_dict()
-        return get_state_dict(self.network, self.optimizer, options=WHOLE)
+        return get_state_dict(self.network, self.optimizer, options=OF_FIRST)
 
     def load_state(self, network: dict[str, Any], optimizer: dict[str, Any]) -> None:
         """Take whole states; every process must call it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -41,14 +40,13 @@ class Speed:
             yield batch
             asked = time.monotonic()
 
-    def step(self, loss: float) -> None:
-        """Count a step."""
+    def step(self, loss: float, *, is_finite: bool) -> None:
+        """Take the time of a step, and its loss where that and its gradients are finite."""
         now = time.monotonic()
-        self._at.step += 1
         self._at.seconds += now - self._since
         self._since = now
         self._loss = loss
-        if math.isfinite(loss):
+        if is_finite:
             self._at.loss_sum += loss
 
     def describe(self) -> str:

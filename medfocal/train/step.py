@@ -107,11 +107,12 @@ class TrainingStep:
                 bytes_per_value=4 if self._autocast is None else 2,
                 device=self._device,
             )
-            message = f"not enough memory for a training step: {advice} Nothing is lost: the same run.id goes on."
+            message = f"not enough memory for a training step: {advice} The last checkpoint is kept."
             raise ResourceError(message) from error
 
     def _take(self, batch: Batch, loss: TrainingLoss, *, stop: bool, save: bool) -> Taken:
         network, optimizer = self.spread.network, self.spread.optimizer
+        before = [values.clone() for values in network.buffers()]  # batch statistics, which the forward pass moves
         parts = batch.parts(self._settings.accumulate)
         optimizer.zero_grad(set_to_none=True)
         own_loss = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -142,9 +143,13 @@ class TrainingStep:
         value, norm_value, stops, saves = self._ranks.add(told).tolist()
         is_finite = math.isfinite(value) and math.isfinite(norm_value)
         is_search = self.scaler.is_enabled() and math.isfinite(value) and self.scaler.get_scale() >= 1
-        if is_finite or self.scaler.is_enabled():
+        if is_finite or (self.scaler.is_enabled() and math.isfinite(value)):
             self.scaler.step(optimizer)  # which float16's scaler leaves out where gradients are not finite
+        if self.scaler.is_enabled():
             self.scaler.update()
+        if not is_finite:
+            for values, were in zip(network.buffers(), before, strict=True):
+                values.copy_(were)
         return Taken(value, is_finite, not (is_finite or is_search), stops > 0, saves > 0)
 
     def _loss(

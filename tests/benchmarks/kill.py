@@ -2,8 +2,9 @@
 
     python tests/benchmarks/kill.py 20
 
-prints each start: how long it lasted, the signal, the exit code and where it went on. Everything happens in a temporary
-folder, on phantoms, on the CPU.
+prints each start: how long it lasted, the signal, the exit code and where it went on. Three of four kills come within
+the training or its evaluation, the others at any moment. Everything happens in a temporary folder, on phantoms, on the
+CPU.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import time
 from pathlib import Path
 
 SETTINGS = [
-    "data.dataset=phantoms/dataset.json", "device=cpu", "trainer.num_threads=1", "trainer.max_epochs=12",
+    "data.dataset=phantoms/dataset.json", "device=cpu", "trainer.num_threads=1", "trainer.max_epochs=40",
     "trainer.steps_per_epoch=20", "trainer.validate_every=2", "trainer.checkpoint_minutes=0.0001",
     "network.channels=[4,8,16]", "network.dropout=0.1", "sampling.patch_size=[16,16,16]", "sampling.hardness=0.5",
     "trainer.ema_decay=0.9",
@@ -34,6 +35,13 @@ def weights(folder, run_id):
     return hashlib.sha256(content).hexdigest()
 
 
+def wait_for_training(process, log, seconds):
+    """Until a start has written its first line into the log of the run, or this long."""
+    size, end = log.stat().st_size if log.exists() else 0, time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end and (not log.exists() or log.stat().st_size == size):
+        time.sleep(0.01)
+
+
 def main(num_kills, seed=1):
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as name:
@@ -49,7 +57,12 @@ def main(num_kills, seed=1):
             run_id = f"killed{num_runs}"
             while True:
                 process = start(folder, "train", *SETTINGS, f"run.id={run_id}")
-                moment, number = rng.uniform(2, whole / 2), rng.choice(SIGNALS)
+                begun, number = time.monotonic(), rng.choice(SIGNALS)
+                if rng.random() < 0.75:
+                    wait_for_training(process, folder / "runs" / "default" / run_id / "train.log", whole)
+                    moment = rng.uniform(0, whole / 5)
+                else:
+                    moment = rng.uniform(0, whole / 2)
                 try:
                     said, _ = process.communicate(timeout=moment if killed < num_kills else None)
                     number = None
@@ -60,7 +73,7 @@ def main(num_kills, seed=1):
                 went_on = next(
                     (line for line in said.splitlines() if line.startswith("continuing")), "before it could go on"
                 )
-                by = "its end" if number is None else f"{number.name} after {moment:.1f} s"
+                by = "its end" if number is None else f"{number.name} after {time.monotonic() - begun:.1f} s"
                 print(f"{run_id}: {went_on}, until {by}, exit code {process.returncode}", flush=True)
                 if number is None:
                     break

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from commands import TINY, run
 
 HOME = ("runs", "default")
@@ -64,6 +65,9 @@ def test_two_processes_have_the_loss_curve_of_one(overrides, tolerance, loss, al
     assert ended.stdout.count("epoch   1 of 2") == 1  # the first alone tells
     log = (tmp_path.joinpath(*HOME) / "r" / "train.log").read_text("utf-8")
     assert log.count("epoch   1 of 2") == 1
+    checkpoint = torch.load(tmp_path.joinpath(*HOME) / "r" / "checkpoints" / "last.pt", weights_only=True)
+    drawn = [state["torch"] for state in checkpoint["random"]]
+    assert not torch.equal(*drawn)  # each draws its own dropout
 
 
 def test_one_process_in_parts_has_the_loss_curve_of_the_whole(loss, alone, tmp_path, dataset):

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from functools import partial
-from operator import mul
+from operator import call, mul
 from pathlib import Path
 
 import pytest
@@ -63,6 +63,16 @@ def test_an_error_of_the_task_is_raised_as_itself_after_the_answers_before_it(wo
 def test_a_killed_process_is_a_resource_error_that_says_what_it_did():
     with pytest.raises(ResourceError, match=r"a process that measured cases ended without an answer.*workers=1"):
         answers_of(os._exit, [0, 0, 0], 2)
+
+
+def test_a_killed_process_is_told_with_what_it_worked_on():
+    items = [partial(abs, -number) for number in range(40)]
+    items[23] = partial(os._exit, 1)
+    with (
+        pytest.raises(ResourceError, match=r"without an answer while ('\d+' or )?'23'( or '\d+')? was worked on"),
+        in_processes(call, items, 2, what="measured cases", name=lambda item: str(items.index(item))) as answers,
+    ):
+        list(answers)
 
 
 def test_an_error_in_the_context_ends_the_processes_without_finishing_all():

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -60,6 +61,8 @@ ALLOWED = [
     {"run": {"resume": "previous"}},
     {"paths": {"runs": "elsewhere", "cache": "there"}},
     {"device": "cuda:1"},
+    {"trainer": {"accumulate": 4}},
+    {"trainer": {"checkpoint_activations": True}},
 ]
 
 
@@ -208,8 +211,34 @@ def test_the_same_data_may_go_on_and_before_a_checkpoint_any_data(run, data):
 def test_a_file_that_was_changed_since_the_run_began_is_named(name, run, data):
     write(run, data)
     (data.path.parent / name).write_text("other")
-    with pytest.raises(DatasetError, match=rf"1 files? .*{name}"):
+    with pytest.raises(DatasetError, match=rf"files of 1 cases are not those .* began with: {name[0]}\."):
         refuse_other_data(run, data, AnnotationSettings())
+
+
+def test_a_case_with_another_file_than_the_run_began_with_is_refused(run, data):
+    """The dataset names another label, of another name; the old file is still there."""
+    write(run, data)
+    other = data.path.parent / "other_label.nii"
+    other.write_text("shifted")
+    data.cases[0] = replace(data.cases[0], label=other)
+    with pytest.raises(DatasetError, match=r"files of 1 cases .*: a\."):
+        refuse_other_data(run, data, AnnotationSettings())
+
+
+def test_the_same_data_in_another_place_go_on(run, data, tmp_path):
+    write(run, data)
+    moved = tmp_path / "moved"
+    shutil.copytree(data.path.parent, moved)
+    cases = [
+        replace(
+            case,
+            images=tuple(moved / path.name for path in case.images),
+            label=None if case.label is None else moved / case.label.name,
+        )
+        for case in data.cases
+    ]
+    data.cases[:] = cases
+    refuse_other_data(run, data, AnnotationSettings())
 
 
 def test_other_cases_are_named_with_the_way_to_the_old_split(run, data):

@@ -28,8 +28,9 @@ def _own_handlers():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
-def test_a_first_signal_is_noted_and_a_second_of_any_kind_is_obeyed(number):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT])
+def test_a_first_signal_is_noted_and_a_second_of_any_kind_is_obeyed_after_a_moment(number, monkeypatch):
+    monkeypatch.setattr("medfocal.train.signals.SAME_AGAIN_S", 0.0)
     with stop_requests() as stop:
         assert not stop
         os.kill(os.getpid(), number)
@@ -37,6 +38,23 @@ def test_a_first_signal_is_noted_and_a_second_of_any_kind_is_obeyed(number):
         assert stop.signal is number
         with pytest.raises(ObeyedError, match="SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_the_same_signal_again_at_once_says_nothing_new_but_the_keyboard_twice_does():
+    """torchrun passes on to its processes what they were sent as well."""
+    with stop_requests() as stop:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal is signal.SIGTERM
+        with pytest.raises(ObeyedError, match="SIGINT"):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_submitits_own_handler_is_called_once_all_is_saved():
+    with stop_requests() as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        with pytest.raises(ObeyedError, match="SIGUSR2"):
+            stop.raise_if_any()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

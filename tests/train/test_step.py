@@ -114,6 +114,37 @@ def test_a_step_without_finite_loss_leaves_weights_and_momentum_as_they_were_and
     assert not torch.equal(before[0]["head.weight"], made.spread.network.head.weight)
 
 
+def test_a_step_without_finite_loss_leaves_batch_statistics_as_they_were():
+    made = stepper(network=UNet3d(in_channels=1, out_channels=2, channels=(4, 8, 16), norm="batch"))
+    made.take(batch(1), FocalLoss(), stop=False, save=False)
+    before = {key: value.clone() for key, value in made.spread.network.named_buffers()}
+    assert before
+    spoilt = batch(2)
+    spoilt.image[3, 0, 1, 1, 1] = float("nan")
+    made.take(spoilt, FocalLoss(), stop=False, save=False)
+    assert all(torch.equal(before[key], value) for key, value in made.spread.network.named_buffers())
+    made.take(batch(3), FocalLoss(), stop=False, save=False)
+    assert not all(torch.equal(before[key], value) for key, value in made.spread.network.named_buffers())
+
+
+class InfiniteLoss(FocalLoss):
+    """Infinite, with gradients that are finite."""
+
+    def forward(self, logits, target, **given):
+        return super().forward(logits, target, **given) + float("inf")
+
+
+def test_with_the_scaler_of_float16_too_an_infinite_loss_leaves_the_weights():
+    made = stepper()
+    made.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    before = copy.deepcopy(made.spread.network.state_dict())
+    taken = made.take(batch(1), InfiniteLoss(), stop=False, save=False)
+    assert not taken.is_finite
+    assert all(torch.equal(before[key], value) for key, value in made.spread.network.state_dict().items())
+    assert made.take(batch(2), FocalLoss(), stop=False, save=False).is_finite
+    assert not torch.equal(before["head.weight"], made.spread.network.head.weight)
+
+
 class InfiniteGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, values):  # noqa: ARG004

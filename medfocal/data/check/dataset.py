@@ -6,6 +6,7 @@ import functools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def check_dataset(manifest: Manifest, *, limits: CheckLimits | None = None, work
     """
     limits = CheckLimits() if limits is None else limits
     task = functools.partial(check_case, channels=manifest.channels, scheme=manifest.scheme, limits=limits)
-    with in_processes(task, manifest.cases, workers, what="checked cases") as reports:
+    with in_processes(task, manifest.cases, workers, what="checked cases", name=attrgetter("name")) as reports:
         cases = tuple(track(reports, "check", total=len(manifest.cases)))
     findings = (*check_across(cases, limits), *(finding for case in cases for finding in case.findings))
     return DatasetReport(manifest, cases, findings, expected_visits(cases))

@@ -148,7 +148,7 @@ def repair_dataset(report: DatasetReport, folder: Path, *, workers: int = 1) -> 
     refuse_own_folder(manifest, folder)
     make_folder(folder)
     jobs = [job for case in manifest.cases for job in _jobs(case, report, folder)]
-    with in_processes(_bring_over, jobs, workers, what="wrote files") as written:
+    with in_processes(_bring_over, jobs, workers, what="wrote files", name=lambda job: job.source.name) as written:
         files = tuple(track(written, "repair", total=len(jobs)))
     target = {file.source: file.target for file in files if file.target}
     copy = replace(manifest, path=folder, cases=tuple(_moved(case, target) for case in manifest.cases))

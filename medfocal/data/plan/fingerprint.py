@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def measure_dataset(manifest: Manifest, *, workers: int = 1) -> Fingerprint:
         message = f"'{manifest.path}' has no training or validation case with a label or annotations to measure"
         raise DatasetError(message)
     measure = functools.partial(_measure_or_tell, scheme=manifest.scheme)
-    with in_processes(measure, cases, workers, what="measured cases") as answers:
+    with in_processes(measure, cases, workers, what="measured cases", name=attrgetter("name")) as answers:
         found = list(track(answers, "measure", len(cases)))
     faults = [answer for answer in found if isinstance(answer, str)]
     if faults:
