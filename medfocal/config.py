@@ -587,6 +587,7 @@ def _check_training(values: Mapping[str, Any]) -> None:
     _reworded("trainer", TrainerSettings(**values["trainer"]).check)
     sampling = SamplingSettings(**values["sampling"])
     _reworded("sampling", sampling.check)
+    _reworded("sampling", lambda: TrainerSettings(**values["trainer"]).window(sampling.patch_size))
     _reworded("cache", CacheSettings(**values["cache"]).check)
     if values["run"]["resume"] not in ("last", "previous"):
         message = f"run.resume must be last or previous, got {values['run']['resume']!r}"

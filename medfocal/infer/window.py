@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medfocal.data.transforms import MOST_VOXELS
 from medfocal.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +36,9 @@ class Window:
     def __post_init__(self) -> None:
         if len(self.size) != 3 or any(n < 1 for n in self.size):
             message = f"size must be three positive numbers, got {list(self.size)}"
+            raise ValueError(message)
+        if math.prod(self.size) * self.batch > MOST_VOXELS:
+            message = f"{self.batch} windows of {list(self.size)} are more than {MOST_VOXELS:.0e} voxels at once"
             raise ValueError(message)
         if not 0 <= self.overlap < 1:
             message = f"overlap must be in [0, 1), got {self.overlap}"

@@ -292,10 +292,7 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
                     save()
                     saved = time.monotonic()
                 if taken.stops:
-                    LOG.info(
-                        "stopped by a signal after %d epochs and %d steps; saved: the same run.id goes on",
-                        at.epoch, at.step,
-                    )  # fmt: skip
+                    _tell_stop(at)
                     ranks.wait()  # a process that ended first would have the others killed
                     stop.raise_if_any()
                     raise SystemExit(143)
@@ -337,6 +334,8 @@ def train(  # noqa: C901, PLR0912, PLR0915  one loop, read from top to bottom
                 write_csv(folder / "metrics.csv", at.rows, METRICS)
                 write_visits(folder / VISITS, sampler, cases, at.visits)
                 tracking.row(row)
+            if stop and not is_validated:
+                _tell_stop(at)
         stop.raise_if_any()  # an epoch without a validation is saved as a whole
 
     if at.epoch < settings.max_epochs:
@@ -376,6 +375,10 @@ def _refuse_parts(loss: Any, network: torch.nn.Module, settings: TrainerSettings
     if ranks.count > 1 and settings.sharding == Sharding.FSDP and settings.ema_decay is not None:
         message = "trainer.ema_decay follows whole weights; set it to null, or trainer.sharding=none"
         raise ConfigError(message)
+
+
+def _tell_stop(at: Position) -> None:
+    LOG.info("stopped by a signal after %d epochs and %d steps; saved: the same run.id goes on", at.epoch, at.step)
 
 
 def _has_no_patience(at: Position, settings: TrainerSettings) -> bool:

@@ -4,7 +4,7 @@
         [--figures FILE] [--output PAGE.md]
 
 PYTHON is the interpreter of an environment with nnunetv2 2.8.1 and MONAI, which need not have medfocal. FILE takes the
-figures; parts that stand there are not repeated, so a stopped measurement goes on. About 40 minutes on a CPU, and 14 GB
+figures; parts that stand there are not repeated, so a stopped measurement goes on. About 45 minutes on a CPU, and 14 GB
 of memory for the largest of MONAI's (left out where there is less).
 """
 
@@ -179,19 +179,20 @@ def main(words: list[str]) -> None:
     options = parser.parse_args(words)
     if min(options.rounds, options.large_rounds, options.network_rounds) < 2:
         parser.error("--rounds, --large-rounds and --network-rounds must be at least 2")
-    load = os.getloadavg()[0]
     kept = options.figures
-    found: Figures = json.loads(kept.read_text()) if kept and kept.exists() else {}
+    found: Figures = json.loads(kept.read_text()) if kept and kept.exists() else {"load": os.getloadavg()[0]}
     for part, measure in parts(Measurement(options.peer), options).items():
         if part not in found:
             report(part)
             found[part] = measure()
             if kept:
                 kept.write_text(json.dumps(found))
-    shown = [{options.peer: "PYTHON", str(kept): "FILE"}.get(word, word) for word in words]
+    shown = [
+        {options.peer: "PYTHON", str(kept): "FILE", str(options.output): "PAGE.md"}.get(word, word) for word in words
+    ]
     command = " ".join(["python tests/benchmarks/predict.py", *shown])
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(render(found, command=command, load=load, peer=options.peer))
+    options.output.write_text(render(found, command=command, peer=options.peer))
     print(f"wrote {options.output}")
 
 

@@ -206,9 +206,9 @@ def render_whole(found: Figures) -> list[str]:
     return lines
 
 
-def render(found: Figures, *, command: str, load: float, peer: str) -> str:
+def render(found: Figures, *, command: str, peer: str) -> str:
     """The page."""
-    load_in_words = f"load {load:.1f} before the start and {os.getloadavg()[0]:.1f} at the end"
+    load_in_words = f"load {found['load']:.1f} before the start and {os.getloadavg()[0]:.1f} at the end"
     lines = [
         "# Prediction beside MONAI and nnU-Net, CPU",
         "",

@@ -65,7 +65,8 @@ def test_sigterm_ends_a_cold_start_with_143_and_no_half_written_file(tmp_path, b
         wait_for(lambda: list(run_folder.glob("checkpoints/.*.part")), process.poll)  # the next is being written
         process.send_signal(signal.SIGTERM)
         _, err = process.communicate(timeout=300)
-    assert (process.returncode, err) == (143, "terminated\n")
+    assert process.returncode == 143
+    assert err in ("", "terminated\n")  # the first where the signal waits until the epoch is saved
     assert not list(tmp_path.rglob("*.part"))
     assert not (run_folder / "model").exists()
 
@@ -77,9 +78,10 @@ def wait_for(happened, ended, seconds=300):
         assert time.monotonic() < deadline, "it never happened"
 
 
-def test_memory_that_is_not_there_is_5(tmp_path, dataset):
+def test_a_patch_that_no_machine_could_hold_is_refused_before_any_work(tmp_path, dataset):
     words = ["train", *TINY, f"data.dataset={dataset}", "sampling.patch_size=[80000,80000,80000]"]
-    assert_refused(run(*words, folder=tmp_path), 5, "Unable to allocate")
+    assert_refused(run(*words, folder=tmp_path), 2, "[80000, 80000, 80000]", "voxels")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_debug_shows_the_traceback_and_the_same_code(tmp_path):

@@ -20,8 +20,8 @@ def commands():
             *re.findall(r"^ *((?:\.venv/bin/)?medfocal .*)$", text, re.MULTILINE),
             *re.findall(r"`(medfocal [^`]+=[^`]+)`", text),
         ]:
-            words = shlex.split(line, comments=True)
-            if len(words) > 1 and words[1] in config.VERBS:
+            if line.split()[1] in config.VERBS:  # else a line of prose that begins with the name
+                words = shlex.split(line, comments=True)
                 found[" ".join(words)] = words[1:]
     return found
 
