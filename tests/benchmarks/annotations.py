@@ -9,16 +9,14 @@ thread each. Arms are settings of `medfocal train`; phantoms, errors and readers
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
-import logging
 import math
 import multiprocessing
 import os
 import platform
+import subprocess
 import sys
-import tempfile
 import textwrap
 import time
 from collections.abc import Iterable, Sequence
@@ -38,7 +36,7 @@ DICE_CUTS = np.linspace(0.05, 0.95, 19)
 
 #: The same for all arms beside the quickstart's settings. Network and budget are small, so that runs can be many.
 COMMON = (
-    "experiment=quickstart", "data.dataset=unused.json", "network.channels=[8,16,32]", "trainer.max_epochs=6",
+    "experiment=quickstart", "network.channels=[8,16,32]", "trainer.max_epochs=6",
     "trainer.steps_per_epoch=50", "trainer.batch_size=4", "trainer.window_size=[64,64,48]",
     "sampling.transplant_probability=0", "trainer.num_threads=1",
 )  # fmt: skip
@@ -86,105 +84,81 @@ def corruptions() -> dict[str, Any]:
 
 
 @functools.cache
-def data(work: Path) -> Any:
-    """The phantoms: training cases as read, test cases prepared, and the manifest."""
-    from medfocal.data.cases import read_case
+def phantoms(work: Path) -> Any:
+    """The dataset with right labels, made where it is not there."""
     from medfocal.data.formats import read_dataset
     from medfocal.data.phantom import write_phantoms
-    from medfocal.data.transforms import Preprocessing, prepare_case
 
     dataset = work / "phantoms" / "dataset.json"
     if not dataset.is_file():
         write_phantoms(dataset.parent, num_cases=NUM_CASES, seed=PHANTOM_SEED, prevalence=PREVALENCE)
-    manifest = read_dataset(dataset)
-    training = [read_case(case, manifest.scheme) for case in manifest.split("training")]
-    rest = [*manifest.split("validation"), *manifest.split("test")]
-    test = [prepare_case(read_case(case, manifest.scheme), Preprocessing()) for case in rest]
-    return manifest, training, test
+    return read_dataset(dataset)
 
 
 @functools.cache
 def annotated(work: Path, noise: str) -> Any:
-    """Training cases whose readers erred, the first one's marks their label; and the severity of that label."""
+    """A dataset whose training labels are of readers who erred, and the severity of the first one's.
+
+    Its test are all other cases, with their right labels; no case is for validation.
+    """
     from medfocal.annotations.corrupt import case_rng
     from medfocal.annotations.severity import severity
-    from medfocal.data.transforms import Preprocessing, prepare_case
+    from medfocal.data.cases import read_case
+    from medfocal.files import write_json
+    from medfocal.volume import write_volume
 
-    corruption, found, severities = corruptions()[noise], [], []
-    for volumes in data(work)[1]:
-        clean, marks = volumes.label.astype(np.uint8), []
+    corruption, severities, manifest = corruptions()[noise], [], phantoms(work)
+    folder = work / noise.replace(" ", "-")
+    training = []
+    for case in manifest.split("training"):
+        volumes = read_case(case, manifest.scheme)
+        clean, files = volumes.label.astype(np.uint8), []
         for reader in range(NUM_READERS):
-            rng = case_rng(PHANTOM_SEED + reader, volumes.case.name)
+            rng = case_rng(PHANTOM_SEED + reader, case.name)
             how = {"affine": volumes.grid.affine, "rng": rng, "spots": None, "image": volumes.image}
-            marks.append(clean if corruption is None else corruption(clean, **how))
-        severities.append(severity(clean, marks[0], volumes.grid.affine))
-        readers = np.stack(marks)
-        taught = dataclasses.replace(volumes, label=readers[0].astype(np.int16), readers=readers)
-        found.append(prepare_case(taught, Preprocessing()))
-    return found, severities
+            marks = clean if corruption is None else corruption(clean, **how)
+            if reader == 0:
+                severities.append(severity(clean, marks, volumes.grid.affine))
+            files.append(folder / f"{case.name}_reader{reader + 1}.nii.gz")
+            if not files[-1].exists():
+                write_volume(files[-1], volumes.grid.with_array(marks.astype(np.uint8)))
+        names = list(map(str, files))
+        training.append(_entry(case) | {"label": names[0], "annotations": names})
+    rest = [*manifest.split("validation"), *manifest.split("test")]
+    test = [_entry(case) | {"label": str(case.label)} for case in rest]
+    labels = {"0": "background", "1": "lesion"}
+    content = {"name": f"phantoms, {noise}", "channel_names": {"0": "FLAIR"}, "labels": labels}
+    write_json(folder / "dataset.json", content | {"training": training, "validation": [], "test": test})
+    return folder / "dataset.json", severities
+
+
+def _entry(case: Any) -> dict[str, Any]:
+    return {"case": case.name, "patient": case.patient, "image": str(case.images[0])}
 
 
 def run(work: Path, noise: str, arm: str, seed: int) -> dict[str, Any]:
-    """Train one arm on one kind of error and test it on right labels."""
-    import torch
-
+    """Train one arm on one kind of error by `medfocal train`, and test it on right labels."""
     from medfocal import config
-    from medfocal.data.targets import teach
-    from medfocal.infer.predict import predict_case
-    from medfocal.model import Model, ModelCard, OperatingPoint
-    from medfocal.train.loop import train
-    from medfocal.train.settings import TrainerSettings
+    from medfocal.data.cases import read_case
+    from medfocal.data.formats import read_dataset
+    from medfocal.volume import read_volume
 
-    conf = config.check(config.compose("train", [*COMMON, *(ARMS | EXTRA_ARMS)[arm], f"seed={seed}"]))
-    manifest, _, test = data(work)
-    settings = TrainerSettings(**conf["trainer"])
-    loss = config.build("loss", conf["loss"])
-    taught = teach(
-        annotated(work, noise)[0],
-        config.construct("annotations", conf["annotations"]),
-        config.build("smoothing", conf["smoothing"]),
-        len(manifest.labels),
-    )
-    if taught.smoothing is not None:
-        loss = config.build("loss", {**conf["loss"], "label_smoothing": taught.smoothing})
-    torch.manual_seed(seed)
-    network = config.build("network", conf["network"])(in_channels=1, out_channels=2)
-    protocol = config.construct("evaluate", conf["evaluate"])
-    card = ModelCard(
-        name="benchmark",
-        network={"name": type(network).__name__, "arguments": network.arguments},
-        channels=manifest.channels,
-        labels=manifest.labels,
-        activation=loss.activation,
-        preprocessing=config.construct("transforms", conf["transforms"]),
-        window=dataclasses.asdict(settings.window(conf["sampling"]["patch_size"])),
-        candidates={k: getattr(protocol, k) for k in ("extent_ratio", "floor", "connectivity", "confidence")},
-        operating_points=(OperatingPoint(name="default", threshold=protocol.threshold, source="default"),),
-    )
-    device = torch.device("cpu")
+    dataset, _ = annotated(work, noise)
+    run_id = f"{noise}-{arm}-{seed}".translate({ord(letter): "-" for letter in " ,./+"})
+    words = [*COMMON, *(ARMS | EXTRA_ARMS)[arm], f"seed={seed}", f"data.dataset={dataset}", f"run.id={run_id}"]
+    words += [f"paths.runs={work / 'runs'}", f"paths.cache={work / 'cache'}", "trainer.save_test_predictions=true"]
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        trained = train(
-            Path(folder),
-            training=taught.cases,
-            validation=[],
-            card=card,
-            network=network,
-            loss=loss,
-            build_optimizer=config.build("optimizer", conf["optimizer"]),
-            schedule=config.build("schedule", conf["schedule"]),
-            augmentation=config.build("augment", conf["augment"]),
-            patch_size=conf["sampling"]["patch_size"],
-            lesion_fraction=conf["sampling"]["lesion_fraction"],
-            transplant_probability=conf["sampling"]["transplant_probability"],
-            settings=settings,
-            protocol=protocol,
-            seed=seed,
-            device=device,
-        )
+    command = [sys.executable, "-m", "medfocal.cli", "train", *words]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        sys.exit(f"{' '.join(words)}\n{ended.stderr}")
     seconds = time.monotonic() - started
-    model = Model(trained.network, card, weights_sha256="")
-    found = [(case, predict_case(model, case, device=device).probability) for case in test]
+    manifest, found = read_dataset(dataset), []
+    for case in manifest.split("test"):
+        path = work / "runs" / "quickstart" / run_id / "test" / "predictions" / f"{case.name}_probability.nii.gz"
+        volumes = read_case(case, manifest.scheme)
+        found.append((volumes, np.asarray(read_volume(path).array)))
+    protocol = config.construct("evaluate", config.check(config.compose("train", words))["evaluate"])
     return {"noise": noise, "arm": arm, "seed": seed, "seconds": round(seconds, 1), **figures(found, protocol)}
 
 
@@ -192,10 +166,11 @@ def figures(found: Sequence[tuple[Any, Any]], protocol: Any) -> dict[str, Any]:
     """Lesion sensitivity at the rate, CPM, mean Dice at its best cut; and found lesions of each patient."""
     from medfocal.evaluate import evaluate_case, evaluate_cases
     from medfocal.evaluate.froc import read_froc
+    from medfocal.evaluate.judge import judge
 
     results = [
         evaluate_case(
-            case.reference, p, case.grid.affine, case=case.case.name, patient=case.case.patient, protocol=protocol
+            case.label, p, case.grid.affine, case=case.case.name, patient=case.case.patient, protocol=protocol
         )
         for case, p in found
     ]
@@ -204,9 +179,9 @@ def figures(found: Sequence[tuple[Any, Any]], protocol: Any) -> dict[str, Any]:
     patients: dict[str, list[int]] = {}
     for result in results:
         counts = patients.setdefault(result.patient, [0, 0])
-        counts[0] += sum(lesion.confidence >= point.threshold for lesion in result.lesions)
+        counts[0] += int((judge(result, protocol).lesion_confidence >= point.threshold).sum())
         counts[1] += len(result.lesions)
-    marked = [(case.reference > 0, p) for case, p in found if case.reference.any()]
+    marked = [(case.label > 0, p) for case, p in found if case.label.any()]
     dice = [np.mean([_dice(lesions, p >= cut) for lesions, p in marked]) for cut in DICE_CUTS]
     return {
         "lesion_sensitivity": point.lesion_sensitivity,
@@ -224,10 +199,6 @@ def _dice(a: Any, b: Any) -> float:
 
 def worker(work: Path, tasks: Sequence[tuple[str, str, int]], lock: Any) -> None:
     """Do tasks one after the other; a line of results each."""
-    import torch
-
-    torch.set_num_threads(1)
-    logging.getLogger("medfocal").setLevel(logging.ERROR)
     for noise, arm, seed in tasks:
         result = run(work, noise, arm, seed)
         with lock, (work / "results.jsonl").open("a") as file:
@@ -311,7 +282,7 @@ def render(work: Path, seeds: Sequence[int], noises: Sequence[str], command: str
             num_test_cases=any_run["num_cases"],
             num_lesions=any_run["num_lesions"],
             num_readers=NUM_READERS,
-            settings=" ".join(COMMON[2:-1]),
+            settings=" ".join(COMMON[1:-1]),
             base=BASE,
             num_comparisons=len(ARMS) - 1,
         ),
@@ -426,7 +397,8 @@ def main(words: list[str]) -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
     if not options.render:
-        data(options.work)
+        for noise in noises:
+            annotated(options.work, noise)
         done = results(options.work)
         tasks = [(noise, arm, seed) for seed in seeds for noise in noises for arm in ARMS]
         tasks = [task for task in tasks if task not in done and not _is_idle(*task[:2])]
