@@ -560,8 +560,11 @@ def _calibrate(conf: dict[str, Any]) -> None:
     from medfocal.report.calibration_page import print_calibration, write_calibration_figure
 
     device = choose_device(conf["device"])
-    folders = [conf["model"]] if isinstance(conf["model"], str) else conf["model"]
-    model = load_models([Path(folder) for folder in folders], device)
+    folders = [Path(folder) for folder in ([conf["model"]] if isinstance(conf["model"], str) else conf["model"])]
+    if any(folder.resolve() == Path(conf["output"]).resolve() for folder in folders):
+        message = f"output={conf['output']} is a folder of the model itself, whose card would be lost. Name another."
+        raise ConfigError(message)
+    model = load_models(folders, device)
     found = calibrate(
         model,
         DataSettings(**conf["data"]).open(),

@@ -42,6 +42,8 @@ PLAIN_CANDIDATES: Mapping[str, Any] = {"cut": None, "separate": False, "min_volu
 NO_CORRECTION: Mapping[str, Any] = {"gamma": 0.0, "alpha": None, "temperature": 1.0}
 #: Coefficients of a confidence that is calibrated by logistic regression.
 LOGISTIC = ("intercept", "log_volume", "mean", "max")
+#: Classes are stored in 8 bits.
+MOST_LABELS = 256
 INTENDED_USE = "Research use. Not a medical device; not for diagnosis or treatment decisions."
 
 
@@ -182,12 +184,15 @@ class ModelCard:
                 raise ValueError(message)
         window, rule, correction = self.window, self.candidates, self.correction
         sound = {
+            "name": _is_text(self.name),
             "members": len(self.members) >= 1,
-            "channels": len(self.channels) >= 1 and all(isinstance(name, str) for name in self.channels),
-            "labels": len(self.labels) >= 2 and sorted(self.labels) == list(range(len(self.labels))),
+            "channels": len(self.channels) >= 1 and all(map(_is_text, self.channels)),
+            "labels": 2 <= len(self.labels) <= MOST_LABELS
+            and sorted(self.labels) == list(range(len(self.labels)))
+            and all(map(_is_text, self.labels.values())),
             "activation": self.activation in ("softmax", "sigmoid"),
             "window": len(window["size"]) == 3
-            and all(isinstance(n, int) and n >= 1 for n in (*window["size"], window["batch"]))
+            and all(type(n) is int and n >= 1 for n in (*window["size"], window["batch"]))
             and math.prod((*window["size"], window["batch"])) <= MOST_VOXELS
             and 0 <= window["overlap"] < 1
             and window["precision"] in ("auto", "bf16", "fp16", "float32"),
@@ -199,11 +204,11 @@ class ModelCard:
             and rule["separate"] in (False, True)
             and 0 <= rule["min_volume_ml"] < math.inf
             and (rule["logistic"] is None or _are_numbers(rule["logistic"], LOGISTIC)),
-            "correction": 0 < correction["temperature"] < math.inf and _gammas_are_sound(correction["gamma"]),
+            "correction": 1e-3 <= correction["temperature"] <= 1e3 and _gammas_are_sound(correction["gamma"]),
             "operating_points": len(self.operating_points) >= 1,
             "overlapping": self.overlapping in (False, self.activation == "sigmoid"),
             "familiar": self.familiar is None or isinstance(self.familiar, Mapping),
-            "intended_use": isinstance(self.intended_use, str),
+            "intended_use": _is_text(self.intended_use),
         }
         for name, good in sound.items():
             if not good:
@@ -222,6 +227,11 @@ class ModelCard:
         values["operating_points"] = [asdict(point) for point in self.operating_points]
         values["members"] = [asdict(member) for member in self.members]
         return dict(plain(values))
+
+
+def _is_text(value: Any) -> bool:
+    """A line that a terminal can show."""
+    return isinstance(value, str) and value.isprintable()
 
 
 def _are_numbers(values: Mapping[str, Any], names: Sequence[str]) -> bool:

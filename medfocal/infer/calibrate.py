@@ -213,7 +213,16 @@ def calibrate(
     choosing = [one.table for one in seen if one.table.patient not in fitting]
     outcomes = [judge(table, protocol) for table in choosing]
     source = _source(manifest, settings, outcomes, is_reused=is_reused)
-    points, left_out, said = choose_points(pool(outcomes), settings, protocol, source)
+    asked, unfit = settings, []
+    if settings.sensitivity is not None and _was_fitted(model.card, settings):
+        asked = replace(settings, sensitivity=None)
+        unfit.append(
+            f"lesion sensitivity {settings.sensitivity:g}: the model's correction or confidence was fitted by an "
+            "earlier calibration, perhaps on these patients, and no promise holds for those. Calibrate the model that "
+            "train wrote"
+        )
+    points, left_out, said = choose_points(pool(outcomes), asked, protocol, source)
+    left_out += unfit
     notes += said
     if not points:
         message = "no operating point could be chosen:" + "".join(f"\n  - {why}" for why in left_out)
@@ -413,6 +422,12 @@ def _fitting_patients(patients: Sequence[str], settings: CalibrateSettings, seed
     num = min(max(1, round(settings.fit_share * len(patients))), len(patients) - 1)
     drawn = np.random.default_rng(seed).permutation(len(patients))[:num]
     return {patients[place] for place in drawn}
+
+
+def _was_fitted(card: ModelCard, settings: CalibrateSettings) -> bool:
+    """Whether an earlier calibration fitted what this one keeps."""
+    keeps_logistic = card.candidates["logistic"] is not None and settings.confidence is None
+    return dict(card.correction) != dict(NO_CORRECTION) or keeps_logistic
 
 
 def _refuse_second_correction(card: ModelCard, settings: CalibrateSettings) -> None:

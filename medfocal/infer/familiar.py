@@ -6,7 +6,6 @@ Nothing here says that a prediction is wrong. It says that nobody has measured h
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from medfocal.errors import ModelError
 from medfocal.files import plain
+from medfocal.infer.memory import outline_of
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,7 @@ def image_figures(volumes: CaseVolumes, channels: Sequence[str]) -> dict[str, fl
     found: dict[str, float] = {}
     for name, channel in zip(channels, volumes.image, strict=True):
         flat = channel.reshape(-1)
-        flat = flat[:: max(1, flat.size // MOST_VOXELS)]
+        flat = flat[:: _stride(channel.shape)]
         inside = flat[flat != 0]
         found[f"{name}.zeros"] = 1 - len(inside) / len(flat)
         if not len(inside):
@@ -293,7 +293,7 @@ def deepest_module(network: nn.Module, in_channels: int, window_size: Sequence[i
     """
     import torch
 
-    outline = copy.deepcopy(network).to("meta")
+    outline = outline_of(network)
     names = {module: name for name, module in outline.named_modules()}
     found: list[tuple[int, str]] = []
 
@@ -308,6 +308,15 @@ def deepest_module(network: nn.Module, in_channels: int, window_size: Sequence[i
         outline(torch.empty(1, in_channels, *window_size, device="meta"))
     least = min((places for places, _ in found), default=0)
     return next((name for places, name in reversed(found) if places == least), "")
+
+
+def _stride(shape: Sequence[int]) -> int:
+    """Steps through a volume that leave about `MOST_VOXELS` and fall on all places of every axis."""
+    size = math.prod(shape)
+    stride = max(1, size // MOST_VOXELS)
+    while math.gcd(stride, size) > 1:
+        stride += 1
+    return stride
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

@@ -229,11 +229,12 @@ def fit_correction(voxels: Voxels, loss: Mapping[str, Any], activation: str) -> 
 def corrected_rule(
     rule: Mapping[str, Any], correction: Mapping[str, Any], activation: str, *, num_classes: int
 ) -> dict[str, Any]:
-    """How candidates are formed of corrected probabilities, so that no hill is lost that was one before.
+    """How candidates are formed of corrected probabilities, so that hills of before are still found.
 
     A correction makes small probabilities smaller still. So the floor, and the cut where there is one, become what the
     correction makes of a voxel that has this probability of one lesion class and none of the others; of several classes
-    the least.
+    the least. Hills of several classes at once that lie just above the old floor may be lost, and so are all below
+    `LEAST_FLOOR`: with gamma 2 those of up to about 0.02.
 
     Args:
         rule: `candidates` of a model's card whose probabilities are not corrected.

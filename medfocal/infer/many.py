@@ -8,6 +8,8 @@ import glob
 import hashlib
 import json
 import logging
+import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     import torch
 
 LOG = logging.getLogger("medfocal.infer")
+
+#: Of a header that names the file with the voxels.
+MOST_HEADER_BYTES = 65536
 
 #: Of images whose voxels may lie in a file of their own.
 HEADER_ENDINGS = (".hdr", ".mhd", ".nrrd")
@@ -142,7 +147,8 @@ def predict(
             f"{len(failed)} of {len(cases)} cases could not be predicted:{listed}{more}\n"
             f"    The others are in '{output}', and the same command leaves them out."
         )
-        raise InputError(message)
+        lacks_room = all(row["error_kind"] == ResourceError.__name__ for row in failed)
+        raise (ResourceError if lacks_room else InputError)(message)
     return [output / f"{case.name}_mask.nii.gz" for case in cases]
 
 
@@ -201,7 +207,7 @@ class _Job:
 
     def _read(self, case: Case) -> _Read:
         start = time.monotonic()
-        digests = [file_digest(path) for path in case.images]
+        digests = [file_digest(path) for image in case.images for path in _files_of_image(image)]
         key = hashlib.sha256(json.dumps([self.key, *map(file_digest, self._files_of(case))]).encode()).hexdigest()
         done = self._done(case, key) if self.settings.resume else None
         if done is not None:
@@ -256,7 +262,7 @@ class _Job:
             unlike = self._compared(read.prepared.case, Figures(read.figures, watch.mean))
             grid = read.prepared.grid
             return _Made(replace(read, prepared=None, exclude=None), found, time.monotonic() - start, grid, unlike)
-        except (InputError, GeometryError, DatasetError) as error:
+        except (InputError, GeometryError, DatasetError, ResourceError) as error:  # of this case, not of the output
             if not settings.keep_going:
                 raise
             return _Made(None, None, 0.0, None, error=error)
@@ -280,7 +286,9 @@ class _Job:
     def _write(self, case: Case, made: _Made) -> dict[str, Any]:
         images = [str(path) for path in case.images]
         if made.error is not None:
-            return {"case": case.name, "images": images, "error": str(made.error)}
+            self._clear(case)  # what an earlier run wrote was of other images or settings
+            kind = type(made.error).__name__
+            return {"case": case.name, "images": images, "error": str(made.error), "error_kind": kind}
         assert made.read is not None, "what is no error was read"
         if made.found is None:
             assert made.read.done is not None, "what was not computed was there"
@@ -373,7 +381,11 @@ def _files_of_image(path: Path) -> list[Path]:
     """An image file, and beside a header those of the same name: voxels may lie in one of them."""
     if path.suffix.lower() not in HEADER_ENDINGS:
         return [path]
-    return sorted(file for file in path.parent.glob(f"{glob.escape(path.stem)}.*") if file.is_file())
+    files = {file for file in path.parent.glob(f"{glob.escape(path.stem)}.*") if file.is_file()}
+    with path.open("rb") as header:
+        named = re.findall(rb"(?im)^(?:ElementDataFile\s*=|data ?file:)\s*(\S+)\s*$", header.read(MOST_HEADER_BYTES))
+    files |= {path.parent / os.fsdecode(name) for name in named if (path.parent / os.fsdecode(name)).is_file()}
+    return sorted(files)
 
 
 def _exclusion_path(folder: Path, case: Case) -> Path:

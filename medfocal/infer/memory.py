@@ -6,7 +6,7 @@ import copy
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,10 +33,12 @@ class Memory:
 
     Attributes:
         num_tiles: Parts that the case is worked on in.
+        batch: Windows at once.
         megabytes: Of image, results, sums, windows and what the network computes (1e6 bytes).
     """
 
     num_tiles: int
+    batch: int
     megabytes: float
 
 
@@ -49,7 +51,9 @@ def plan_memory(
     num_results: int,
     max_memory_mb: float | None,
 ) -> Memory:
-    """In how many parts a case fits a memory, and what it takes.
+    """In how many parts, and with how many windows at once, a case fits a memory, and what it takes.
+
+    What is not in it: reading the case, and what comes after on the case's own grid.
 
     Args:
         network: One of them.
@@ -64,17 +68,22 @@ def plan_memory(
     """
     in_channels, *sides = shape
     num_voxels = math.prod(sides)
-    fixed = num_voxels * (4 * in_channels + num_results) + forward_bytes(network, in_channels, window)
+    held = num_voxels * (4 * in_channels + num_results)
+    batches = [window.batch]
+    while max_memory_mb is not None and batches[-1] > 1:
+        batches.append(batches[-1] // 2)
+    forward = {batch: forward_bytes(network, in_channels, replace(window, batch=batch)) for batch in batches}
     most = len(row_of(sides[1], window.size[1], window.overlap).starts)
     taken = math.inf
     for num_tiles in range(1, most + 1):
         width = max(part.stop - part.start for part in tiles_of(sides[1], num_tiles))
-        taken = (fixed + 4 * num_channels * window.size[0] * width * sides[2]) / MEGABYTE
-        if max_memory_mb is None or taken <= max_memory_mb:
-            return Memory(num_tiles=num_tiles, megabytes=taken)
+        for batch in batches:
+            taken = (held + forward[batch] + 4 * num_channels * window.size[0] * width * sides[2]) / MEGABYTE
+            if max_memory_mb is None or taken <= max_memory_mb:
+                return Memory(num_tiles=num_tiles, batch=batch, megabytes=taken)
     message = (
-        f"a case of {'x'.join(map(str, sides))} voxels takes {math.ceil(taken)} MB at least and max_memory_mb is "
-        f"{max_memory_mb:g}. Allow more, or fewer windows at once than {window.batch}."
+        f"a case of {'x'.join(map(str, sides))} voxels takes {math.ceil(taken)} MB at least, one window at a time, and "
+        f"max_memory_mb is {max_memory_mb:g}. Allow more."
     )
     raise ResourceError(message)
 

@@ -171,7 +171,7 @@ def predict_voxels(
         planes = slide(
             views.say,
             image[:, *box],
-            window=window,
+            window=replace(window, batch=memory.batch),
             num_channels=num_channels,
             device=device,
             num_tiles=memory.num_tiles,

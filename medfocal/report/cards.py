@@ -10,7 +10,7 @@ from typing import Any
 
 from medfocal import __version__
 from medfocal.config import conf_directory
-from medfocal.model import read_card
+from medfocal.model import INTENDED_USE, read_card
 from medfocal.report.calibration_page import describe_correction, describe_point
 
 PACKAGES = ("torch", "monai", "nibabel", "SimpleITK", "hydra-core", "numpy", "scipy", "connected-components-3d")
@@ -52,7 +52,7 @@ def describe_model(folder: Path) -> str:
     lines += describe_correction(card)
     lines += [f"operating  {describe_point(point)}" for point in card.operating_points]
     lines += [f"weights    {stated['file']} sha256 {stated['sha256']}" for stated in weights]
-    lines.append(card.intended_use)
+    lines += [card.intended_use] if card.intended_use == INTENDED_USE else [card.intended_use, INTENDED_USE]
     return "\n".join(lines) + "\n"
 
 

@@ -467,7 +467,7 @@ def test_nothing_is_read_ahead_where_memory_is_bounded(monkeypatch, images, tmp_
 
 
 def test_a_bound_on_memory_that_is_too_small_says_what_it_takes(images, tmp_path):
-    with pytest.raises(ResourceError, match=r"takes \d+ MB at least and max_memory_mb is 0.01"):
+    with pytest.raises(ResourceError, match=r"takes \d+ MB at least, one window at a time, and max_memory_mb is 0.01"):
         predict(model(), images, tmp_path / "out", device=CPU, settings=PredictSettings(max_memory_mb=0.01))
 
 

@@ -55,7 +55,7 @@ def test_a_bound_makes_as_few_parts_as_fit_it():
 
 def test_a_bound_that_is_too_small_is_refused_with_what_would_do():
     with pytest.raises(
-        ResourceError, match=r"a case of 40x60x30 voxels takes \d+ MB at least and max_memory_mb is 0.1"
+        ResourceError, match=r"a case of 40x60x30 voxels takes \d+ MB at least, one window at a time, and max_memory_mb is 0.1"
     ) as no:
         plan(24, max_memory_mb=0.1)
     least = int(str(no.value).split(" takes ")[1].split(" MB")[0])
@@ -161,3 +161,11 @@ def test_a_bound_on_memory_is_obeyed_with_many_classes():
     found = measured(classes=24, shape=[96, 160, 128], batch=1, channels=[4, 8, 8], bound=95)
     assert found["tiles"] > 1
     assert found["taken"] <= 95
+
+
+def test_fewer_windows_at_once_are_taken_before_a_case_is_refused():
+    whole = plan(2, batch=8)
+    assert (whole.batch, whole.num_tiles) == (8, 1)
+    less = plan(2, batch=8, max_memory_mb=0.8 * whole.megabytes)
+    assert less.batch < 8
+    assert less.megabytes <= 0.8 * whole.megabytes
