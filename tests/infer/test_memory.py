@@ -55,13 +55,12 @@ def test_a_bound_makes_as_few_parts_as_fit_it():
 
 def test_a_bound_that_is_too_small_is_refused_with_what_would_do():
     with pytest.raises(
-        ResourceError, match=r"a case of 40x60x30 voxels takes \d+ MB at least, one window at a time, and max_memory_mb is 0.1"
+        ResourceError, match=r"a case of 40x60x30 voxels takes \d+ MB at least, one window at a time, and .* is 0.1"
     ) as no:
         plan(24, max_memory_mb=0.1)
     least = int(str(no.value).split(" takes ")[1].split(" MB")[0])
     assert plan(24, max_memory_mb=least).megabytes <= least
-    with pytest.raises(ResourceError, match="or fewer windows at once than 64"):
-        plan(24, batch=64, max_memory_mb=least)
+    assert plan(24, batch=64, max_memory_mb=least).batch == 1
 
 
 def test_the_outline_of_a_network_has_no_weights_and_leaves_the_network_alone():
