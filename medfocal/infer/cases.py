@@ -37,6 +37,15 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
     if not files:
         message = f"the folder '{path}' holds no image (.nii, .nii.gz, .hdr, .mha, .mhd, .nrrd)"
         raise DatasetError(message)
+    numbered = {volume_name(file) for file in files}
+    if len(channels) == 1 and any(
+        name.endswith("_0001") and f"{name.removesuffix('_0001')}_0000" in numbered for name in numbered
+    ):
+        message = (
+            f"'{path}' holds cases of several channels (…_0000, …_0001), and the model takes one ({channels[0]}). Give "
+            "a folder with that channel alone, or a dataset file."
+        )
+        raise DatasetError(message)
     if len(channels) == 1:
         return _unique([Case(volume_name(p), volume_name(p), "test", (p,)) for p in files], path)
     return _grouped(files, path, channels)

@@ -91,6 +91,7 @@ def write_calibration_figure(found: Calibration) -> Path | None:
     pairs = {"Voxels": found.voxels, "Candidates": found.candidates}
     drawn = {title: pair for title, pair in pairs.items() if pair is not None}
     if not drawn:
+        (found.folder / FIGURE).unlink(missing_ok=True)  # of an earlier calibration
         return None
     return write_png(found.folder / FIGURE, (4.4 * len(drawn), 4.4), partial(_draw, drawn=drawn))
 

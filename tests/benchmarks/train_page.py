@@ -218,7 +218,7 @@ def render_first_steps(found: Figures) -> list[str]:
         "",
         *prose(
             "Seconds from the command to the end of the first step, nothing prepared or compiled before, with 2 cores",
-            "and 2 processes that prepare cases: `medfocal train cache.workers=2` against",
+            "and 2 processes that prepare cases: `medfocal train` with `cache.workers=2` against",
             f"`nnUNetv2_plan_and_preprocess -c {CONFIGURATION} -npfp 2 -np 2` and then the start of its training. Raw",
             "files lie in the cache of the disk, and no case has to be resampled. Every turn:",
         ),

@@ -123,7 +123,7 @@ def test_every_setting_of_reading_reaches_the_reader(folder):
         ({"split": ""}, "split must name a file or folder"),
         ({"format": "nifti"}, "format must be one of auto, decathlon, nnunet, bids, table, folders, got 'nifti'"),
         ({"num_folds": 1, "fold": 0}, "num_folds must be 2 or more, got 1"),
-        ({"num_folds": 5}, "num_folds 5 needs fold, the one that validates, from 0, got None"),
+        ({"num_folds": 5}, "num_folds 5 needs fold, the one that validates, from 0 to 4, got None"),
         ({"num_folds": 5, "fold": 5}, "num_folds 5 needs fold, .* got 5"),
         ({"num_folds": 5, "fold": -1}, "num_folds 5 needs fold, .* got -1"),
         ({"num_folds": 5, "fold": 0, "split": "s.json"}, "split 's.json' and num_folds 5 are two ways to split"),

@@ -30,7 +30,7 @@ def test_a_label_with_a_lesion_more_is_refused(begun):
     array = np.array(volume.array)
     array[tuple(n // 2 for n in array.shape)] = 1
     write_volume(path, volume.with_array(array))
-    assert_refused(go(begun, 2), 3, "1 files are not those", path.name, "run.id")
+    assert_refused(go(begun, 2), 3, "the files of 1 cases are not those", entry["case"], "run.id")
 
 
 def test_cases_that_changed_their_split_are_refused(begun):

@@ -358,6 +358,14 @@ def test_two_files_of_one_name_and_an_empty_folder_are_refused(tmp_path):
         find_cases(touch(tmp_path / "y", "notes.txt"), ("MR",))
 
 
+def test_cases_of_several_channels_are_refused_by_a_model_of_one(tmp_path):
+    folder = touch(tmp_path, "a_0000.nii.gz", "a_0001.nii.gz")
+    with pytest.raises(DatasetError, match=r"several channels .* takes one \(MR\)"):
+        find_cases(folder, ("MR",))
+    (folder / "a_0001.nii.gz").unlink()
+    assert len(find_cases(folder, ("MR",))) == 1
+
+
 def test_channels_are_grouped_by_their_number(tmp_path):
     folder = touch(tmp_path, "a_b_0001.nii.gz", "a_b_0000.nrrd", "c_0000.nii", "c_0001.nii")
     found = [(case.name, [path.name for path in case.images]) for case in find_cases(folder, ("T1", "T2"))]

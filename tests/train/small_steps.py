@@ -60,7 +60,7 @@ def steps(name, *, ranks=ALONE, accumulate=1, sharding="none", num_steps=3):
         weight = None if whole.weight is None else whole.weight[own]
         mine = Batch(whole.image[own], whole.target[own], weight, whole.cases[own])
         losses.append(stepper.take(mine, build_loss(), stop=False, save=False).loss)
-    weights = stepper.spread.state()[0]
+    weights = stepper.spread.gather().state_dict()
     return losses, torch.cat([value.flatten() for value in weights.values()]).tolist()
 
 

@@ -52,7 +52,14 @@ def begun(tmp_path):
     from omegaconf import OmegaConf
 
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(CONF)))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.pt").touch()
     return tmp_path
+
+
+def test_a_run_that_learnt_nothing_yet_may_be_begun_with_other_settings(begun):
+    (begun / "checkpoints" / "last.pt").unlink()
+    check_same_configuration(begun, changed(loss={"gamma": 1.0}))
 
 
 ALLOWED = [
@@ -144,7 +151,7 @@ def test_what_ends_a_run_stands_in_its_log_and_goes_on(error, tmp_path):
 def test_the_environment_says_what_a_run_is_computed_with():
     found = environment(CPU, replace(SOUND, precision="bf16", tf32=False), 2)
     assert set(COMPUTED_WITH) <= set(found)
-    assert (found["num_processes"], found["precision"], found["tf32"]) == (2, "bf16", False)
+    assert (found["num_processes"], found["computed_in"], found["tf32"]) == (2, "bfloat16", False)
     assert (
         found["packages"]["torch"] == torch.__version__.split("+")[0] or found["packages"]["torch"] == torch.__version__
     )
