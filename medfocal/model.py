@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import numbers
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -42,6 +41,8 @@ PLAIN_CANDIDATES: Mapping[str, Any] = {"cut": None, "separate": False, "min_volu
 NO_CORRECTION: Mapping[str, Any] = {"gamma": 0.0, "alpha": None, "temperature": 1.0}
 #: Coefficients of a confidence that is calibrated by logistic regression.
 LOGISTIC = ("intercept", "log_volume", "mean", "max")
+#: Beyond these no figure of a card makes sense, and some functions no number.
+MOST_GAMMA, MOST_ML, MOST_MM, MOST_COUNT = 100.0, 1e6, 1e6, 1e9
 #: Classes are stored in 8 bits.
 MOST_LABELS = 256
 INTENDED_USE = "Research use. Not a medical device; not for diagnosis or treatment decisions."
@@ -68,8 +69,8 @@ class Guarantee:
     def __post_init__(self) -> None:
         if not (
             0 < self.miss_rate < 1
-            and 0 <= self.min_diameter_mm < math.inf
-            and self.num_patients >= 1
+            and 0 <= self.min_diameter_mm <= MOST_MM
+            and 1 <= self.num_patients <= MOST_COUNT
             and (self.confidence is None or 0 < self.confidence < 1)
         ):
             message = f"the guarantee makes no sense: {self}"
@@ -109,11 +110,12 @@ class OperatingPoint:
             message = f"the threshold of an operating point must be in [0, 1], got {self.threshold}"
             raise ValueError(message)
         sensitivities = (self.lesion_sensitivity, self.lesion_sensitivity_low, self.lesion_sensitivity_high)
-        figures = (*sensitivities, self.false_positives_per_case, self.num_lesions, self.num_patients)
+        counts = (self.false_positives_per_case, self.num_lesions, self.num_patients)
         if not (
-            isinstance(self.name, str)
-            and isinstance(self.source, str)
-            and all(value is None or isinstance(value, numbers.Real) for value in figures)
+            _is_text(self.name)
+            and _is_text(self.source)
+            and all(_is_figure(value, most=1) for value in sensitivities)
+            and all(_is_figure(value, most=MOST_COUNT) for value in counts)
         ):
             message = f"the operating point makes no sense: {self}"
             raise ValueError(message)
@@ -202,7 +204,7 @@ class ModelCard:
             and rule["confidence"] in get_args(Confidence)
             and (rule["cut"] is None or 0 < rule["cut"] <= 1)
             and rule["separate"] in (False, True)
-            and 0 <= rule["min_volume_ml"] < math.inf
+            and 0 <= rule["min_volume_ml"] <= MOST_ML
             and (rule["logistic"] is None or _are_numbers(rule["logistic"], LOGISTIC)),
             "correction": 1e-3 <= correction["temperature"] <= 1e3 and _gammas_are_sound(correction["gamma"]),
             "operating_points": len(self.operating_points) >= 1,
@@ -229,6 +231,12 @@ class ModelCard:
         return dict(plain(values))
 
 
+def _is_figure(value: Any, *, most: float) -> bool:
+    """A number from 0; None or NaN where nothing is known."""
+    is_unknown = value is None or (isinstance(value, float) and math.isnan(value))
+    return is_unknown or (isinstance(value, int | float) and 0 <= value <= most)
+
+
 def _is_text(value: Any) -> bool:
     """A line that a terminal can show."""
     return isinstance(value, str) and value.isprintable()
@@ -240,7 +248,7 @@ def _are_numbers(values: Mapping[str, Any], names: Sequence[str]) -> bool:
 
 def _gammas_are_sound(gamma: Any) -> bool:
     values = gamma if isinstance(gamma, list | tuple) else [gamma]
-    return all(0 <= value < math.inf for value in values)
+    return all(0 <= value <= MOST_GAMMA for value in values)
 
 
 @dataclass(frozen=True)

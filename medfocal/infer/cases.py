@@ -23,7 +23,7 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
     if not path.exists():
         message = f"the input '{path}' does not exist"
         raise InputError(message)
-    if path.is_file() and path.suffix.lower() in {".json", ".csv"}:
+    if is_dataset(path):
         manifest = read_dataset(path)
         if manifest.channels != tuple(channels):
             message = f"'{path}' has the channels {list(manifest.channels)}, the model was trained on {list(channels)}"
@@ -49,6 +49,11 @@ def find_cases(path: Path, channels: Sequence[str]) -> list[Case]:
     if len(channels) == 1:
         return _unique([Case(volume_name(p), volume_name(p), "test", (p,)) for p in files], path)
     return _grouped(files, path, channels)
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a path is a file that lists cases."""
+    return path.is_file() and path.suffix.lower() in {".json", ".csv"}
 
 
 def _images_in(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import functools
 import glob
 import hashlib
@@ -22,12 +23,13 @@ from numpy.typing import NDArray
 from medfocal import __version__
 from medfocal.data.cache import file_digest
 from medfocal.data.cases import read_case
+from medfocal.data.formats import read_dataset
 from medfocal.data.manifest import Case, LabelScheme
 from medfocal.data.transforms import PreparedCase, prepare_case
 from medfocal.errors import DatasetError, GeometryError, InputError, MedfocalError, ModelError, ResourceError
 from medfocal.files import make_folder, plain, write_csv, write_json
 from medfocal.infer.candidates import COLUMNS, candidate_rows
-from medfocal.infer.cases import find_cases
+from medfocal.infer.cases import find_cases, is_dataset
 from medfocal.infer.familiar import Familiar, Figures, deepest_module, image_figures, read_familiar, unfamiliar, watched
 from medfocal.infer.predict import Prediction, predict_case
 from medfocal.model import Model, OperatingPoint
@@ -130,7 +132,7 @@ def predict(
     settings = PredictSettings() if settings is None else settings
     input_path, output = Path(input_path), Path(output)
     cases = find_cases(input_path, model.card.channels)
-    _refuse_own_input(input_path, output)
+    _refuse_own_input(input_path, output, cases)
     number, count = settings.shard
     cases = cases[number - 1 :: count]
     familiar = _familiar_to(model, settings)
@@ -323,6 +325,8 @@ class _Job:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:  # then there is none
+                    continue
                 message = f"cannot replace '{path}': {error.strerror or error}. Choose another output folder."
                 raise ResourceError(message) from error
 
@@ -426,14 +430,24 @@ def _familiar_to(model: Model, settings: PredictSettings) -> Familiar | None:
     return familiar
 
 
-def _refuse_own_input(input_path: Path, output: Path) -> None:
-    if not input_path.is_dir():
-        return
+def _refuse_own_input(input_path: Path, output: Path, cases: Sequence[Case]) -> None:
+    """See that no file of the input can be replaced, and no mask be taken for an image the next time.
+
+    Raises:
+        InputError: The output lies in the input folder, or is a folder of images or labels.
+    """
     mine, theirs = output.resolve(), input_path.resolve()
-    if mine == theirs or theirs in mine.parents:
+    holding = {file.resolve().parent for case in cases for file in case.images}
+    if input_path.is_dir():
+        is_within = mine == theirs or theirs in mine.parents
+    else:
+        is_within = mine == theirs.parent
+        if is_dataset(input_path):  # whose labels may have the names of our masks
+            holding |= {file.resolve().parent for case in read_dataset(input_path).cases for file in case.files}
+    if is_within or mine in holding:
         message = (
-            f"the output '{output}' lies in the input '{input_path}': masks would be taken for images the next time. "
-            "Choose a folder beside it."
+            f"the output '{output}' lies in the input '{input_path}' or holds files of it, which masks could replace, "
+            "or be taken for the next time. Choose a folder of its own."
         )
         raise InputError(message)
 

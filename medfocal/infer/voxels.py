@@ -205,6 +205,9 @@ def _take(
     classes = corrected(averages, correction, activation)
     if classes is not averages:
         lesion = lesion_of(classes, activation, dim=0)[0]
+        if not math.isfinite(float(lesion.sum())):
+            message = f"the correction {dict(correction)} makes NaN or infinite values of probabilities"
+            raise ModelError(message)
     torch.clamp(lesion.cpu(), 0, 1, out=torch.from_numpy(found.probability[place]))
     if found.classes is not None:
         label = _highest(classes)
