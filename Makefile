@@ -30,6 +30,9 @@ quickstart: setup  ## Train on data_samples, evaluate, print the table (about 3 
 test: setup  ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
+clusters:  ## Run the tests of Slurm, Optuna and trackers in .venv-clusters (installs Slurm where it may).
+	PYTHON=$(PYTHON) bash .ci/clusters
+
 check: setup  ## Lint, types, configuration and import order.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -96,6 +96,15 @@ def _num_like(planes: torch.Tensor, order: Iterable[int]) -> int:
     return found
 
 
+def with_margin(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
+    """A box with so many more voxels on both sides of each axis, as far as the volume reaches."""
+    first, second, third = (
+        slice(max(0, side.start - more), min(count, side.stop + more))
+        for side, more, count in zip(box, margin, shape, strict=True)
+    )
+    return first, second, third
+
+
 def grown_to(box: Box, size: Sequence[int], shape: Sequence[int]) -> Box:
     """A box of at least the window's size, as far as the volume reaches, about the same centre."""
     sides = []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medfocal.errors import ModelError
 from medfocal.infer.correction import corrected
 from medfocal.infer.memory import outline_of, plan_memory
-from medfocal.infer.sliding import body_box, grown_to, slide
+from medfocal.infer.sliding import body_box, grown_to, slide, with_margin
 from medfocal.infer.window import Window, class_probabilities, reduced_type
 from medfocal.model import NO_CORRECTION
 
@@ -167,6 +167,8 @@ def predict_voxels(
         box = body_box(image)
         if any(side.stop == side.start for side in box):
             return _cropped(found, inner)
+        # At a window's border a network sees half of what it needs, and there one window alone has the say.
+        box = with_margin(box, [size // 4 for size in window.size], image.shape[1:])
         box = grown_to(box, window.size, image.shape[1:])
         planes = slide(
             views.say,

@@ -229,15 +229,20 @@ def test_a_voxel_of_several_regions_has_the_label_of_the_innermost():
 # What says nothing
 
 
-def test_outside_the_body_there_is_no_lesion_and_inside_all_is_as_without_it():
+def test_far_from_the_body_there_is_no_lesion_and_about_it_all_is_as_of_that_part_alone():
+    """A quarter of a window about it is seen too."""
     network, body = unet(in_channels=2), image(21, 13, 15)
     case = torch.tensor([-3.0, 7.0]).reshape(2, 1, 1, 1).repeat(1, 30, 20, 18)
     inside = (slice(4, 25), slice(7, 20), slice(0, 15))
     case[:, *inside] = body
-    found, alone = predicted(network, case).probability, predicted(network, body).probability
-    np.testing.assert_allclose(found[inside], alone, atol=1e-6)
+    about = tuple(
+        slice(max(0, side.start - size // 4), min(count, side.stop + size // 4))
+        for side, size, count in zip(inside, SIZE, case.shape[1:], strict=True)
+    )
+    found, alone = predicted(network, case).probability, predicted(network, case[:, *about]).probability
+    np.testing.assert_allclose(found[about], alone, atol=1e-6)
     outside = np.ones(found.shape, bool)
-    outside[inside] = False
+    outside[about] = False
     assert (found[outside] == 0).all()
 
 
