@@ -31,7 +31,7 @@ def test_optuna_maximises_the_sensitivity_of_the_runs(tmp_path, dataset):
     ended = call("train", "-m", *TINY, f"data.dataset={dataset}", *sweep, folder=tmp_path)
     assert ended.code == 0, ended.err
     found = yaml.safe_load((tmp_path / "runs" / "multirun" / "s" / "optimization_results.yaml").read_text())
-    assert 0 <= found["best_evaluated_params"]["loss.gamma"] <= 3
+    assert 0 <= found["best_params"]["loss.gamma"] <= 3
     reached = [best_sensitivity(folder) for folder in sorted((tmp_path / "runs" / "default").glob("s-*"))]
     assert len(reached) == 4
     assert found["best_value"] == max(reached)
