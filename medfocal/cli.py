@@ -275,8 +275,6 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
 
 
 def _predict(conf: dict[str, Any]) -> None:
-    import json
-
     from medfocal.infer import PredictSettings, load_models, predict
     from medfocal.infer.window import choose_device
     from medfocal.progress import say
@@ -304,10 +302,7 @@ def _predict(conf: dict[str, Any]) -> None:
         )
     output = Path(conf["output"])
     masks = predict(model, Path(conf["input"]), output, device=device, settings=settings)
-    rows = json.loads((output / settings.record_name).read_text("utf-8"))["cases"]
-    num_there = sum(row.get("resumed", False) for row in rows)
-    there = f", {num_there} of them from before" if num_there else ""
-    say(f"{len(masks)} {'case' if len(masks) == 1 else 'cases'}{there}: masks and candidates are in '{output}'")
+    say(f"{len(masks)} {'case' if len(masks) == 1 else 'cases'}: masks and candidates are in '{output}'")
 
 
 def _shard(value: str) -> tuple[int, int]:
@@ -583,14 +578,14 @@ def _calibrate(conf: dict[str, Any]) -> None:
 
 def _export(conf: dict[str, Any]) -> None:
     from medfocal.infer.export import Format, export_model
-    from medfocal.model import NO_CORRECTION, load_model
+    from medfocal.model import load_model
     from medfocal.progress import say
 
     model = load_model(Path(conf["model"]))
     found = export_model(model, Format(conf["format"]), Path(conf["output"]))
     size = "x".join(map(str, found.shape[2:]))
     say(f"a window of {size} voxels of noise: probabilities within {found.difference:.1e} of the model's, in float32")
-    if conf["format"] != "monai_bundle" and dict(model.card.correction) != dict(NO_CORRECTION):
+    if conf["format"] != "monai_bundle" and model.card.is_corrected:
         say(
             "warning: the model corrects its probabilities, which is not in the graph: the card's operating points do "
             "not hold for what it gives"

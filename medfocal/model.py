@@ -222,6 +222,13 @@ class ModelCard:
         """Provenance of the only member; empty where there are several."""
         return self.members[0].training if len(self.members) == 1 else {}
 
+    @property
+    def is_corrected(self) -> bool:
+        """Whether probabilities are corrected after they were averaged."""
+        gamma = self.correction["gamma"]
+        plainly = {**self.correction, "gamma": float(any(gamma) if isinstance(gamma, list | tuple) else gamma)}
+        return plainly != dict(NO_CORRECTION)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -88,8 +88,8 @@ def controlled_threshold(curve: MissCurve, target: float, *, confidence_level: f
 
     Without a level: the highest t with (sum of losses at t + 1) / (n + 1) <= target over n patients. Then the mean
     loss of a further patient, over calibration sets exchangeable with the patient, is at most `target` (conformal risk
-    control, theorem 1). With a level: the highest t at which, and below which, `hoeffding_bentkus` lies under the
-    target. Then the threshold's mean loss over all patients is at most `target` with that probability
+    control, theorem 1). With a level: the highest t at which, and below which, `tail_probability` of the target is at
+    most 1 - level. Then the threshold's mean loss over all patients is at most `target` with that probability
     (risk-controlling prediction sets, theorem 2.1).
 
     Args:

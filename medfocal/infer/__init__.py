@@ -4,7 +4,7 @@ from medfocal.infer.ensemble import load_models
 from medfocal.infer.export import Exported, Format, export_model
 from medfocal.infer.many import PredictSettings, predict
 from medfocal.infer.predict import Prediction, predict_case
-from medfocal.infer.python import Candidate, Found, Predictor, load_model
+from medfocal.infer.predictor import Candidate, Found, Predictor, load_model
 
 __all__ = [
     "Candidate",

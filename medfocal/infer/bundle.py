@@ -17,7 +17,7 @@ from medfocal.data.transforms import AXIS_LETTERS, Intensity, Preprocessing
 from medfocal.errors import ModelError
 from medfocal.infer.sliding import SIGMA
 from medfocal.infer.window import class_probabilities
-from medfocal.model import CARD, INTENDED_USE, NO_CORRECTION, Model, ModelCard
+from medfocal.model import CARD, INTENDED_USE, Model, ModelCard
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ def bundle_files(model: Model, *, card: str) -> dict[str, bytes]:
         )
         raise ModelError(message)
     definition, weights = _network_of(model.networks[0])
-    needs_medfocal = definition["_target_"] != DYNUNET or _is_corrected(model.card)
+    needs_medfocal = definition["_target_"] != DYNUNET or model.card.is_corrected
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     inference = _inference(model.card, definition)
@@ -240,7 +240,7 @@ def _after(card: ModelCard) -> list[dict[str, Any]]:
     transforms: list[dict[str, Any]] = []
     if card.activation == "softmax":
         transforms.append({"_target_": "Lambdad", **pred, "func": "$lambda classes: classes[1:]"})
-    if _is_corrected(card):
+    if card.is_corrected:
         correction = dict(card.correction)
         if not all(value is None or isinstance(value, int | float) for value in _leaves(correction)):
             message = f"the card's correction must hold numbers only, got {correction}"
@@ -390,12 +390,6 @@ form them, `medfocal predict` does.
 
 {points}
 """
-
-
-def _is_corrected(card: ModelCard) -> bool:
-    gamma = card.correction["gamma"]
-    plain = {**card.correction, "gamma": float(any(gamma) if isinstance(gamma, list | tuple) else gamma)}
-    return plain != dict(NO_CORRECTION)
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -31,15 +31,21 @@ from medfocal.evaluate.operating_points import (
 )
 from medfocal.evaluate.pool import Pool, pool
 from medfocal.evaluate.protocols import Protocol
-from medfocal.evaluate.risk import MissCurve, controlled_threshold, miss_curve, patients_needed
+from medfocal.evaluate.risk import (
+    MissCurve,
+    controlled_threshold,
+    hoeffding_bentkus,
+    miss_curve,
+    patients_needed,
+)
 from medfocal.evaluate.table import CaseTable
 from medfocal.files import make_folder, plain, write_json
 from medfocal.infer.candidates import calibrated_confidence, candidate_features
 from medfocal.infer.familiar import Figures, deepest_module, describe_cases, image_figures, watched
 from medfocal.infer.fit import (
     TEMPERATURES,
+    LabelledVoxels,
     Reliability,
-    Voxels,
     corrected_rule,
     fit_correction,
     fit_logistic,
@@ -319,7 +325,11 @@ def _guaranteed_point(found: Pool, settings: CalibrateSettings, make: Any) -> tu
         num_patients=curve.num_patients,
         confidence=level,
     )
-    return replace(make(name, threshold), guarantee=guarantee), f"{name}: {counted}"
+    missed = f"{100 * curve.at(threshold):.3g} % of a patient's are missed there on average"
+    if level is not None:
+        bound = hoeffding_bentkus(curve.at(threshold), curve.num_patients, confidence_level=level)
+        missed += f", at most {100 * bound:.3g} % with a probability of {level:g}"
+    return replace(make(name, threshold), guarantee=guarantee), f"{name}: {counted}; {missed}"
 
 
 def _why_uncontrolled(curve: MissCurve, target: float, level: float | None, size: str, counted: str) -> str:
@@ -427,11 +437,11 @@ def _fitting_patients(patients: Sequence[str], settings: CalibrateSettings, seed
 def _was_fitted(card: ModelCard, settings: CalibrateSettings) -> bool:
     """Whether an earlier calibration fitted what this one keeps."""
     keeps_logistic = card.candidates["logistic"] is not None and settings.confidence is None
-    return dict(card.correction) != dict(NO_CORRECTION) or keeps_logistic
+    return card.is_corrected or keeps_logistic
 
 
 def _refuse_second_correction(card: ModelCard, settings: CalibrateSettings) -> None:
-    if dict(card.correction) != dict(NO_CORRECTION):
+    if card.is_corrected:
         message = (
             f"the model's probabilities are corrected already, by {dict(card.correction)}. Calibrate the model that "
             "train wrote, or leave correct=false, which keeps this correction."
@@ -502,7 +512,7 @@ def _corrected_card(
     for number, case in enumerate(track(cases, "fit")):
         prepared = prepare_case(read_case_with_reference(case, manifest.scheme, FUSION), card.preprocessing)
         found.append(sample_voxels(model.networks, prepared, card, manifest.scheme, device=device, seed=seed + number))
-    voxels = Voxels.of(found)
+    voxels = LabelledVoxels.of(found)
     try:
         correction = fit_correction(voxels, loss, card.activation)
     except (ValueError, TypeError) as error:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 QUANTILES = (1, 50, 99)
 AXES = ("left_right", "back_front", "down_up")
 #: Voxels of a channel that are looked at, evenly spaced in the volume.
-MOST_VOXELS = 1_000_000
+MOST_SAMPLED = 1_000_000
 #: A figure may lie outside the range of the calibration cases by this share of the range, and by its tolerance.
 MARGIN = 0.5
 #: A case may be this much further away, in features, than the furthest calibration case is from the others.
@@ -311,9 +311,9 @@ def deepest_module(network: nn.Module, in_channels: int, window_size: Sequence[i
 
 
 def _stride(shape: Sequence[int]) -> int:
-    """Steps through a volume that leave about `MOST_VOXELS` and fall on all places of every axis."""
+    """Steps through a volume that leave about `MOST_SAMPLED` and fall on all places of every axis."""
     size = math.prod(shape)
-    stride = max(1, size // MOST_VOXELS)
+    stride = max(1, size // MOST_SAMPLED)
     while math.gcd(stride, size) > 1:
         stride += 1
     return stride

@@ -38,7 +38,7 @@ LEAST_FLOOR = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Voxels:
+class LabelledVoxels:
     """Voxels of labelled cases, each standing for `weight` of them.
 
     Attributes:
@@ -52,7 +52,7 @@ class Voxels:
     weight: NDArray[np.float64]
 
     @classmethod
-    def of(cls, parts: Sequence[Voxels]) -> Voxels:
+    def of(cls, parts: Sequence[LabelledVoxels]) -> LabelledVoxels:
         """All of several."""
         names = ("probability", "target", "weight")
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
@@ -132,7 +132,7 @@ def sample_voxels(
     *,
     device: torch.device,
     seed: int,
-) -> Voxels:
+) -> LabelledVoxels:
     """Take all lesion voxels of a case and some of the others, with what the networks say of them, uncorrected.
 
     Of the voxels without a lesion `VOXELS_OF_CASE` at most are drawn of those that have a probability of `SEEN` or
@@ -155,7 +155,9 @@ def sample_voxels(
         one = one_class(networks, card.activation, number)
         window = Window(**card.window)
         found.append(
-            predict_voxels([one], prepared.image, window=window, activation="sigmoid", device=device).probability
+            predict_voxels(
+                [one], prepared.image, window=window, activation="sigmoid", num_classes=1, device=device
+            ).probability
         )
     probability = np.stack(found, axis=-1).reshape(-1, len(found))
     target = np.stack(classes, axis=-1).reshape(-1, len(found))
@@ -170,7 +172,7 @@ def sample_voxels(
         rows.append(drawn)
         weights.append(np.full(len(drawn), len(places) / max(len(drawn), 1)))
     row = np.concatenate(rows)
-    return Voxels(probability[row], target[row], np.concatenate(weights))
+    return LabelledVoxels(probability[row], target[row], np.concatenate(weights))
 
 
 def one_class(networks: Sequence[nn.Module], activation: str, number: int) -> nn.Module:
@@ -190,7 +192,7 @@ def one_class(networks: Sequence[nn.Module], activation: str, number: int) -> nn
     return OneClass()
 
 
-def fit_correction(voxels: Voxels, loss: Mapping[str, Any], activation: str) -> dict[str, Any]:
+def fit_correction(voxels: LabelledVoxels, loss: Mapping[str, Any], activation: str) -> dict[str, Any]:
     """Fit the temperature that makes the labels likeliest once the loss's effect is undone.
 
     The weighted negative log-likelihood of the voxels is convex in 1 / temperature; it is minimised between
@@ -262,7 +264,7 @@ def corrected_rows(
     return np.ascontiguousarray(corrected(columns, correction, activation).numpy().T)
 
 
-def voxel_reliability(voxels: Voxels, correction: Mapping[str, Any], activation: str) -> Reliability:
+def voxel_reliability(voxels: LabelledVoxels, correction: Mapping[str, Any], activation: str) -> Reliability:
     """Hold the corrected probability of any lesion against the labels."""
     import torch
 
@@ -321,7 +323,7 @@ def _values_of(scheme: LabelScheme) -> list[Sequence[int]]:
     return [(number,) for number in sorted(scheme.names) if number]
 
 
-def _log_loss(probability: NDArray[np.float32], voxels: Voxels, activation: str) -> float:
+def _log_loss(probability: NDArray[np.float32], voxels: LabelledVoxels, activation: str) -> float:
     """Mean negative log-likelihood of the class of a voxel; of each class by itself where they are not exclusive."""
     found = probability.astype(np.float64)
     if activation == "softmax":

@@ -33,7 +33,7 @@ from medfocal.infer.cases import find_cases, is_dataset
 from medfocal.infer.familiar import Familiar, Figures, deepest_module, image_figures, read_familiar, unfamiliar, watched
 from medfocal.infer.predict import Prediction, predict_case
 from medfocal.model import Model, OperatingPoint
-from medfocal.progress import track
+from medfocal.progress import say, track
 from medfocal.volume import Volume, read_labels, write_volume
 
 if TYPE_CHECKING:
@@ -141,6 +141,9 @@ def predict(
     job = _Job(model, output, device, settings, _key_of(model, settings), familiar)
     rows = list(track(job.rows(cases), "predict", len(cases)))
     write_json(output / settings.record_name, _run_record(model, settings, device, rows))
+    num_there = sum(row.get("resumed", False) for row in rows)
+    if num_there:
+        say(f"{num_there} of {len(rows)} cases were complete before, of the same images, model and settings")
     failed = [row for row in rows if "error" in row]
     if failed:
         listed = "".join(f"\n  - {row['error']}" for row in failed[:10])

@@ -124,6 +124,7 @@ def _in_memory(
                 image,
                 window=window,
                 activation=card.activation,
+                num_classes=len(card.labels) - 1,
                 overlapping=card.overlapping,
                 correction=card.correction,
                 device=device,

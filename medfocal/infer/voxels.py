@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medfocal.errors import ModelError
 from medfocal.infer.correction import corrected
-from medfocal.infer.memory import outline_of, plan_memory
+from medfocal.infer.memory import plan_memory
 from medfocal.infer.sliding import body_box, grown_to, slide, with_margin
 from medfocal.infer.window import Window, class_probabilities, reduced_type
 from medfocal.model import NO_CORRECTION
@@ -108,6 +108,7 @@ def predict_voxels(
     *,
     window: Window,
     activation: str,
+    num_classes: int,
     device: torch.device,
     overlapping: bool = False,
     correction: Mapping[str, Any] = NO_CORRECTION,
@@ -123,6 +124,7 @@ def predict_voxels(
             with 0 on both ends.
         window: Size, overlap, batch and precision.
         activation: "softmax" or "sigmoid".
+        num_classes: Lesion classes.
         device: Where windows are computed.
         overlapping: Whether classes are regions that lie within each other.
         correction: Of `medfocal.infer.correction.corrected`, for the averages.
@@ -146,7 +148,6 @@ def predict_voxels(
     inner = tuple(slice(start, start + count) for start, count in zip(ahead, shape, strict=True))
     reduced = reduced_type(window.precision, device)
     views = _Views(networks, _mirrors(mirror), activation, device.type, reduced, with_spread=with_spread)
-    num_classes = _num_classes(networks[0], image, window, activation)
     num_channels = num_classes + (views.num if with_spread else 0)
     found = Voxels(
         np.zeros(image.shape[1:], np.float32),
@@ -155,14 +156,17 @@ def predict_voxels(
     )
     # One channel of averages is the result, so it needs no memory of its own.
     in_place = num_channels == 1 and device.type == "cpu"
-    memory = plan_memory(
-        networks[0],
-        image.shape,
-        window,
-        0 if in_place else num_channels,
-        num_results=9 if with_spread else 5,
-        max_memory_mb=max_memory_mb,
-    )
+    num_tiles = 1
+    if max_memory_mb is not None:
+        memory = plan_memory(
+            networks[0],
+            image.shape,
+            window,
+            0 if in_place else num_channels,
+            num_results=9 if with_spread else 5,
+            max_memory_mb=max_memory_mb,
+        )
+        num_tiles, window = memory.num_tiles, replace(window, batch=memory.batch)
     with torch.inference_mode():
         box = body_box(image)
         if any(side.stop == side.start for side in box):
@@ -173,10 +177,10 @@ def predict_voxels(
         planes = slide(
             views.say,
             image[:, *box],
-            window=replace(window, batch=memory.batch),
+            window=window,
             num_channels=num_channels,
             device=device,
-            num_tiles=memory.num_tiles,
+            num_tiles=num_tiles,
             mean=views.mean if views.is_one else None,
             sums=torch.from_numpy(found.probability[box])[None] if in_place else None,
         )
@@ -243,15 +247,6 @@ def lesion_of(probabilities: torch.Tensor, activation: str, *, dim: int) -> torc
     if activation == "softmax":
         return probabilities.sum(dim=dim, keepdim=True)
     return probabilities.amax(dim=dim, keepdim=True)
-
-
-def _num_classes(network: nn.Module, image: torch.Tensor, window: Window, activation: str) -> int:
-    import torch
-
-    outline = outline_of(network)
-    with torch.inference_mode():
-        made = outline(torch.empty(1, image.shape[0], *window.size, device="meta"))
-    return int(made.shape[1]) - (activation == "softmax")
 
 
 def _mirrors(mirror: bool) -> list[tuple[int, ...]]:  # noqa: FBT001  the setting itself

@@ -75,7 +75,7 @@ def guarantee_words(point: OperatingPoint) -> str:
 def describe_correction(card: ModelCard) -> list[str]:
     """Lines of a model's card on how probabilities, confidences and cases are looked at; nothing where plain."""
     made, lines = card.correction, []
-    if made["temperature"] != 1 or made["gamma"] not in (0, 0.0) or made["alpha"] is not None:
+    if card.is_corrected:
         lines.append(
             f"corrected  gamma {made['gamma']}, alpha {made['alpha']} undone, temperature {made['temperature']:.3g}"
         )

@@ -29,7 +29,6 @@ from medfocal.data.splits import write_split
 from medfocal.data.targets import find_weights
 from medfocal.errors import ConfigError, DatasetError, InputError, ResourceError
 from medfocal.files import atomic_write, plain, write_json
-from medfocal.infer.window import reduced_type
 from medfocal.train.settings import TrainerSettings
 
 LOG = logging.getLogger("medfocal.train")
@@ -278,8 +277,10 @@ def _differing(before: Any, now: Any) -> tuple[Any, Any]:
     return {key: before.get(key) for key in keys}, {key: now.get(key) for key in keys}
 
 
-def environment(device: torch.device, settings: TrainerSettings, num_processes: int) -> dict[str, Any]:
-    """Versions, device, git commit, and how numbers are computed."""
+def environment(
+    device: torch.device, settings: TrainerSettings, num_processes: int, reduced: torch.dtype | None
+) -> dict[str, Any]:
+    """Versions, device, git commit, and how numbers are computed; `reduced` as of `training_type`."""
     packages = ("torch", "monai", "numpy", "scipy", "nibabel", "connected-components-3d", "hydra-core", "safetensors")
     return {
         "medfocal": __version__,
@@ -291,7 +292,7 @@ def environment(device: torch.device, settings: TrainerSettings, num_processes: 
         "num_processes": num_processes,
         "accumulate": settings.accumulate,
         "checkpoint_activations": settings.checkpoint_activations,
-        "computed_in": str(reduced_type(settings.precision, device) or torch.float32).removeprefix("torch."),
+        "computed_in": str(reduced or torch.float32).removeprefix("torch."),
         "tf32": settings.tf32,
         "deterministic": settings.deterministic,
         "compile": settings.compile,

@@ -50,7 +50,7 @@ from medfocal.model import (
 from medfocal.progress import track
 from medfocal.train.batches import Augmentation
 from medfocal.train.curriculum import Curriculum
-from medfocal.train.loop import Tracking, train
+from medfocal.train.loop import Tracking, train, training_type
 from medfocal.train.pretrained import load_initial_weights
 from medfocal.train.ranks import ALONE, Ranks
 from medfocal.train.records import (
@@ -220,7 +220,8 @@ def run_training(  # noqa: C901, PLR0915  a run from its first file to its last
                 _refuse_begun(folder)
             start_log(folder / "train.log")
             held.enter_context(failures_logged())
-            now = environment(device, settings, ranks.count)
+            reduced = training_type(network, sampling.patch_size, settings.precision, device)
+            now = environment(device, settings, ranks.count, reduced)
             write_records(folder, configuration, manifest, annotations, now)
             _write_reports(folder, taught.record, report)
         else:

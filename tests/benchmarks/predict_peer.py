@@ -103,6 +103,7 @@ def by_medfocal(network: nn.Module, image: torch.Tensor, task: dict[str, Any]) -
         image,
         window=Window(size=task["window"], batch=task["batch"], precision=task["precision"]),
         activation="softmax",
+        num_classes=task["channels"] - 1,
         device=CPU,
         max_memory_mb=task.get("max_memory_mb"),
     )

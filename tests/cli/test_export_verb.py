@@ -1,30 +1,13 @@
 """`medfocal export`: what it prints, where it writes, and what it refuses."""
 
 import pytest
-import torch
+from command_models import make_model
 from commands import assert_refused, run
-
-from medfocal.data.transforms import Preprocessing
-from medfocal.model import PLAIN_CANDIDATES, Member, ModelCard, OperatingPoint, save_model
-from medfocal.networks import UNet3d
 
 
 @pytest.fixture
 def model(tmp_path):
-    torch.manual_seed(0)
-    network = UNet3d(in_channels=1, out_channels=2, channels=[4, 6, 8])
-    card = ModelCard(
-        name="trial",
-        members=(Member(network={"name": "UNet3d", "arguments": network.arguments}),),
-        channels=("MR",),
-        labels={0: "background", 1: "lesion"},
-        activation="softmax",
-        preprocessing=Preprocessing(),
-        window={"size": [16, 12, 8], "overlap": 0.5, "batch": 2, "precision": "auto"},
-        candidates={"extent_ratio": 0.5, "floor": 0.01, "connectivity": 26, "confidence": "max", **PLAIN_CANDIDATES},
-        operating_points=(OperatingPoint(name="default", threshold=0.5, source="default"),),
-    )
-    return save_model(tmp_path / "model", [network.eval()], card)
+    return make_model(tmp_path / "model", seed=0, channels=[4, 6, 8], window=[16, 12, 8], precision="auto")
 
 
 @pytest.mark.parametrize(("kind", "name"), [("torch_export", "deep/m.pt2"), ("monai_bundle", "deep/bundle")])

@@ -4,12 +4,9 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from command_models import make_model
 from commands import assert_refused, run
 
-from medfocal.data.transforms import Preprocessing
-from medfocal.model import PLAIN_CANDIDATES, Member, ModelCard, OperatingPoint, save_model
-from medfocal.networks import UNet3d
 from medfocal.volume import Volume, write_volume
 
 
@@ -17,26 +14,7 @@ from medfocal.volume import Volume, write_volume
 def folder(tmp_path):
     """Two models and an image."""
     for seed, threshold in ((1, 0.2), (2, 0.6)):
-        torch.manual_seed(seed)
-        network = UNet3d(in_channels=1, out_channels=2, channels=[4, 4, 4])
-        card = ModelCard(
-            name="trial",
-            members=(Member(network={"name": "UNet3d", "arguments": network.arguments}),),
-            channels=("MR",),
-            labels={0: "background", 1: "lesion"},
-            activation="softmax",
-            preprocessing=Preprocessing(),
-            window={"size": [16, 16, 16], "overlap": 0.5, "batch": 2, "precision": "float32"},
-            candidates={
-                "extent_ratio": 0.5,
-                "floor": 0.01,
-                "connectivity": 26,
-                "confidence": "max",
-                **PLAIN_CANDIDATES,
-            },
-            operating_points=(OperatingPoint(name="own", threshold=threshold, source="validation"),),
-        )
-        save_model(tmp_path / f"model{seed}", [network], card)
+        make_model(tmp_path / f"model{seed}", seed=seed, channels=[4, 4, 4], window=[16, 16, 16], threshold=threshold)
     image = np.random.default_rng(0).normal(size=(20, 18, 16)).astype(np.float32)
     write_volume(tmp_path / "a.nii.gz", Volume(image, np.diag([0.5, 1.0, 3.0, 1.0])))
     return tmp_path

@@ -295,7 +295,7 @@ def drawn_voxels(correction, activation="softmax", num=200_000, num_classes=1, s
         target = np.arange(num_classes) == place[:, None]
     else:
         target = random.random(truth.shape) < truth
-    return fit.Voxels(probability, target, np.ones(num))
+    return fit.LabelledVoxels(probability, target, np.ones(num))
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_the_temperature_of_the_labels_is_found_behind_the_loss(activation, num_
 def test_a_voxel_that_stands_for_many_counts_like_many():
     voxels = drawn_voxels({**NO_CORRECTION, "temperature": 1.4}, num=3000)
     twice = np.flatnonzero((voxels.probability > 0.5)[:, 0] != voxels.target[:, 0])  # those that are wrong
-    doubled = fit.Voxels.of([voxels, *[fit.Voxels(*(part[twice] for part in parts_of(voxels)))] * 2])
+    doubled = fit.LabelledVoxels.of([voxels, *[fit.LabelledVoxels(*(part[twice] for part in parts_of(voxels)))] * 2])
     weight = np.ones(3000)
     weight[twice] = 3
     loss = {"gamma": 0.0, "alpha": None}

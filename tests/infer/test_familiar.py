@@ -253,7 +253,8 @@ def test_features_are_the_mean_over_windows_and_places_that_were_computed():
     network, given = unet(), image(8, 12, 8, channels=1)
     name = deepest_module(network, 1, (8, 8, 8))
     with watched(network, name) as watch:
-        predict_voxels([network], given, window=window(overlap=0.5, batch=2), activation="softmax", device=CPU)
+        own = window(overlap=0.5, batch=2)
+        predict_voxels([network], given, window=own, activation="softmax", num_classes=1, device=CPU)
     by_hand = []
     hook = network.get_submodule(name).register_forward_hook(
         lambda _a, _b, made: by_hand.append(made.mean((0, 2, 3, 4)))

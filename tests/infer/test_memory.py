@@ -80,7 +80,7 @@ def test_members_and_views_need_no_sums_of_their_own(num_members, mirror):
     case, own = image(20, 30, 16, channels=1), window((16, 16, 16), batch=1)
     needed = plan_memory(networks[0], case.shape, own, 4, num_results=5, max_memory_mb=None).megabytes
     found = predict_voxels(
-        networks, case, window=own, activation="softmax", device=CPU, mirror=mirror, max_memory_mb=needed
+        networks, case, window=own, activation="softmax", num_classes=4, device=CPU, mirror=mirror, max_memory_mb=needed
     )
     assert found.probability.shape == (20, 30, 16)
 
@@ -126,7 +126,7 @@ torch.set_num_threads(1)
 bound, num_classes = given["bound"], given["classes"]
 net = unet(out_channels=num_classes + 1, channels=given["channels"])
 own = window([32, 32, 32], batch=given["batch"])
-settings = {"activation": "softmax", "device": CPU, "max_memory_mb": bound}
+settings = {"activation": "softmax", "num_classes": num_classes, "device": CPU, "max_memory_mb": bound}
 predict_voxels([net], torch.randn(1, 32, 32, 32), window=own, **settings)  # what a program holds once
 image = torch.randn(1, *given["shape"])
 planned = plan_memory(net, image.shape, own, num_classes if num_classes > 1 else 0, num_results=5, max_memory_mb=bound)

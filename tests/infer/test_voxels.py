@@ -11,7 +11,7 @@ from small_models import CPU, image, pointwise, unet, window
 from torch import nn
 
 from medfocal.errors import ModelError
-from medfocal.infer.memory import plan_memory
+from medfocal.infer.memory import outline_of, plan_memory
 from medfocal.infer.sliding import SIGMA, slide
 from medfocal.infer.voxels import lesion_of, predict_voxels
 from medfocal.infer.window import class_probabilities
@@ -22,7 +22,10 @@ SIZE = (16, 8, 12)
 def predicted(networks, case, *, size=SIZE, overlap=0.5, batch=4, activation="softmax", **settings):
     networks = networks if isinstance(networks, list) else [networks]
     own = window(size, overlap=overlap, batch=batch)
-    return predict_voxels(networks, case, window=own, activation=activation, device=CPU, **settings)
+    with torch.inference_mode():
+        made = outline_of(networks[0])(torch.empty(1, case.shape[0], *size, device="meta"))
+    num = made.shape[1] - (activation == "softmax")
+    return predict_voxels(networks, case, window=own, activation=activation, num_classes=num, device=CPU, **settings)
 
 
 def summed(network, case, *, size=SIZE, overlap=0.5, activation="softmax"):
@@ -182,6 +185,7 @@ def test_bfloat16_is_used_where_asked_and_stays_close():
             case,
             window=window((8, 6, 4), precision=precision),
             activation="softmax",
+            num_classes=2,
             device=CPU,
         ).probability
         for precision in ("float32", "bf16")

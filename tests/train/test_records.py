@@ -149,7 +149,7 @@ def test_what_ends_a_run_stands_in_its_log_and_goes_on(error, tmp_path):
 
 
 def test_the_environment_says_what_a_run_is_computed_with():
-    found = environment(CPU, replace(SOUND, precision="bf16", tf32=False), 2)
+    found = environment(CPU, replace(SOUND, precision="bf16", tf32=False), 2, torch.bfloat16)
     assert set(COMPUTED_WITH) <= set(found)
     assert (found["num_processes"], found["computed_in"], found["tf32"]) == (2, "bfloat16", False)
     assert (
@@ -198,7 +198,7 @@ def run(tmp_path):
 
 
 def now(**changes):
-    return environment(CPU, SOUND, 1) | changes
+    return environment(CPU, SOUND, 1, None) | changes
 
 
 def write(run, data, **changes):
