@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import os
 from collections.abc import Sequence
@@ -20,10 +21,15 @@ if TYPE_CHECKING:
 
 #: What is kept of encoder outputs beside the layer at work, as a share of the largest: they halve in each axis.
 KEPT_SHARE = 1.4
-#: Of fewer channels oneDNN unfolds a window for its convolution: each voxel's neighbourhood, one window at a time.
+#: Of fewer channels a convolution unfolds a window: each voxel's neighbourhood, one window at a time.
 FEW_CHANNELS = 16
-#: The C library keeps some of what was freed, in holes that the next layer does not fit.
+#: Nor is oneDNN asked about one window alone whose channels x I x J are at most these (ATen's `use_mkldnn`).
+SMALL_WINDOW = 20480
+#: What lies between the layers of a block, and buffers that no layer tells of.
 RETAINED = 1.5
+#: Of mallopt(3): from how many bytes on memory is mapped for itself, and goes back to the system when it is freed.
+M_MMAP_THRESHOLD = -3
+MAPPED_FROM = 1 << 20
 MEGABYTE = 1e6
 
 
@@ -122,7 +128,9 @@ def _scratch(layer: nn.Module, num_given: int, made: torch.Tensor) -> int:
     if not isinstance(layer, nn.Conv3d):
         return 0
     in_another_layout = num_given + made.numel()
-    if layer.in_channels >= FEW_CHANNELS:
+    num_windows, _, rows, columns, _ = made.shape
+    small = num_windows == 1 and layer.in_channels * rows * columns <= SMALL_WINDOW
+    if layer.in_channels >= FEW_CHANNELS and not small:
         return in_another_layout
     return max(in_another_layout, math.prod(layer.kernel_size) * layer.in_channels * math.prod(made.shape[2:]))
 
@@ -133,6 +141,17 @@ def outline_of(network: nn.Module) -> nn.Module:
 
     outlines = {id(weight): nn.Parameter(weight.detach().to("meta")) for weight in network.parameters()}
     return copy.deepcopy(network, outlines | {id(buffer): buffer.to("meta") for buffer in network.buffers()})
+
+
+def give_freed_back() -> None:
+    """Let this process give the system back what it frees of a mebibyte and more, from now on.
+
+    The GNU C library otherwise keeps freed blocks of up to 32 MiB, in holes that the next layer may not fit: the same
+    prediction was seen to take 54 MB once and 82 MB the next time. Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

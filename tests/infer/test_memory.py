@@ -148,10 +148,11 @@ linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="t
 
 
 @linux
-def test_what_is_planned_is_about_what_is_taken():
-    """Above it, and not by much: the C library keeps of what was freed what it likes."""
-    found = measured(classes=1, shape=[128, 112, 96], batch=4, channels=[8, 16, 16], bound=None)
-    assert found["taken"] <= found["planned"] <= 4 * found["taken"]
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_what_is_planned_is_about_what_is_taken(batch):
+    """Above it, and not by much."""
+    found = measured(classes=1, shape=[128, 112, 96], batch=batch, channels=[8, 16, 16], bound=200)
+    assert found["taken"] <= found["planned"] <= 3 * found["taken"]
 
 
 @linux
