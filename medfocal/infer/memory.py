@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ RETAINED = 1.5
 #: Of mallopt(3): from how many bytes on memory is mapped for itself, and goes back to the system when it is freed.
 M_MMAP_THRESHOLD = -3
 MAPPED_FROM = 1 << 20
+#: What the threshold grows to by itself in a program that frees large blocks.
+MAPPED_FROM_AT_MOST = 1 << 25
 MEGABYTE = 1e6
 
 
@@ -143,15 +146,22 @@ def outline_of(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, outlines | {id(buffer): buffer.to("meta") for buffer in network.buffers()})
 
 
-def give_freed_back() -> None:
-    """Let this process give the system back what it frees of a mebibyte and more, from now on.
+@contextlib.contextmanager
+def freed_goes_back(*, wanted: bool) -> Iterator[None]:
+    """Within it this process gives the system back what it frees of a mebibyte and more.
 
     The GNU C library otherwise keeps freed blocks of up to 32 MiB, in holes that the next layer may not fit: the same
     prediction was seen to take 54 MB once and 82 MB the next time. Other C libraries are left as they are.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if wanted and os.name == "posix" else None
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, MAPPED_FROM)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, MAPPED_FROM_AT_MOST)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

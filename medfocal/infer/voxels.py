@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medfocal.errors import ModelError
 from medfocal.infer.correction import corrected
-from medfocal.infer.memory import give_freed_back, plan_memory
+from medfocal.infer.memory import freed_goes_back, plan_memory
 from medfocal.infer.sliding import body_box, grown_to, slide, with_margin
 from medfocal.infer.window import Window, class_probabilities, reduced_type
 from medfocal.model import NO_CORRECTION
@@ -130,7 +130,7 @@ def predict_voxels(
         correction: Of `medfocal.infer.correction.corrected`, for the averages.
         mirror: Whether to average over the eight mirrored views as well, in eight times the time.
         with_spread: Whether to tell how far networks and views differ.
-        max_memory_mb: What `Memory` may come to; None: no bound. With one, `give_freed_back` holds for the process.
+        max_memory_mb: What `Memory` may come to; None: no bound. With one, `freed_goes_back` holds meanwhile.
 
     Raises:
         ModelError: A network gives NaN.
@@ -158,7 +158,6 @@ def predict_voxels(
     in_place = num_channels == 1 and device.type == "cpu"
     num_tiles = 1
     if max_memory_mb is not None:
-        give_freed_back()
         memory = plan_memory(
             networks[0],
             image.shape,
@@ -168,7 +167,7 @@ def predict_voxels(
             max_memory_mb=max_memory_mb,
         )
         num_tiles, window = memory.num_tiles, replace(window, batch=memory.batch)
-    with torch.inference_mode():
+    with torch.inference_mode(), freed_goes_back(wanted=max_memory_mb is not None):
         box = body_box(image)
         if any(side.stop == side.start for side in box):
             return _cropped(found, inner)
