@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup viewer quickstart test clusters check format samples wheel-check clean
+.PHONY: help setup viewer quickstart test extras check format samples wheel-check clean
 
 help:  ## Show the targets.
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -30,8 +30,8 @@ quickstart: setup  ## Train on data_samples, evaluate, print the table (about 3 
 test: setup  ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-clusters:  ## Run the tests of Slurm, Optuna and trackers in .venv-clusters (installs Slurm where it may).
-	PYTHON=$(PYTHON) bash .ci/clusters
+extras:  ## Run the tests of Slurm, Optuna, trackers, ONNX and bundles in .venv-extras (installs Slurm where it may).
+	PYTHON=$(PYTHON) bash .ci/extras
 
 check: setup  ## Lint, types, configuration and import order.
 	$(BIN)/ruff check .
@@ -50,4 +50,4 @@ wheel-check: setup  ## Build the wheel, install it outside the tree and train tw
 	PYTHON=$(PYTHON) bash .ci/wheel
 
 clean:  ## Remove what the targets above made, runs and .venv included.
-	rm -rf .venv .venv-clusters runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-extras runs dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

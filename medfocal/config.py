@@ -280,6 +280,10 @@ class CalibrateConfig(CommonConfig):
     confidence_level: float = MISSING
     correct: bool = MISSING
     confidence: str | None = None
+    cut: float | None = None
+    separate: bool | None = None
+    min_volume_ml: float | None = None
+    tta: str = MISSING
     fit_share: float = MISSING
     protocol: dict[str, Any] = MISSING
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import glob
 import json
 import math
 import os
@@ -60,6 +61,11 @@ def atomic_write(path: Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
     finally:
         with contextlib.suppress(OSError):  # it has its name, or never was
             temporary.unlink()
+
+
+def unfinished(path: Path) -> list[Path]:
+    """What a kill left of earlier writings of a file by `atomic_write`, or one that another process is writing."""
+    return sorted(path.parent.glob(f".{glob.escape(path.name)}.????????.part"))
 
 
 def make_folder(path: Path) -> Path:

@@ -92,6 +92,7 @@ class OperatingPoint:
         num_lesions: Lesions that the sensitivity rests on.
         num_patients: Patients that all of this rests on.
         guarantee: What it promises, None: nothing.
+        mirrored: Whether probabilities were the mean over mirrored views when it was chosen.
     """
 
     name: str
@@ -104,6 +105,7 @@ class OperatingPoint:
     num_lesions: int = 0
     num_patients: int = 0
     guarantee: Guarantee | None = None
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
@@ -116,6 +118,7 @@ class OperatingPoint:
             and _is_text(self.source)
             and all(_is_figure(value, most=1) for value in sensitivities)
             and all(_is_figure(value, most=MOST_COUNT) for value in counts)
+            and isinstance(self.mirrored, bool)
         ):
             message = f"the operating point makes no sense: {self}"
             raise ValueError(message)

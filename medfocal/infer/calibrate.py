@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -17,7 +18,7 @@ from medfocal.components import Confidence
 from medfocal.data.manifest import Case, Manifest
 from medfocal.data.targets import read_case_with_reference
 from medfocal.data.transforms import prepare_case
-from medfocal.errors import DatasetError, ModelError
+from medfocal.errors import ConfigError, DatasetError, ModelError
 from medfocal.evaluate.bootstrap import replicate
 from medfocal.evaluate.cases import evaluate_case
 from medfocal.evaluate.froc import froc
@@ -54,7 +55,7 @@ from medfocal.infer.fit import (
     voxel_reliability,
 )
 from medfocal.infer.predict import predict_case
-from medfocal.model import NO_CORRECTION, Guarantee, Model, ModelCard, OperatingPoint, save_model
+from medfocal.model import CARD, MOST_ML, NO_CORRECTION, Guarantee, Model, ModelCard, OperatingPoint, save_model
 from medfocal.progress import track
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ if TYPE_CHECKING:
 Promise = Literal["expectation", "probability"]
 #: Splits that a model has not learnt from.
 SPLITS = ("validation", "test")
+#: Views of a window that probabilities are averaged over.
+VIEWS = ("none", "mirror")
 #: What is written beside the model.
 RECORD = "calibration.json"
 #: A label for cases without one: what most of the readers marked.
@@ -86,6 +89,11 @@ class CalibrateSettings:
         confidence_level: That probability.
         correct: Whether voxel probabilities are corrected.
         confidence: "logistic", "max" or "mean_top"; None: as the model has it.
+        cut: Probability above which connected voxels are one candidate; 0: none, candidates of every height; None: as
+            the model has it.
+        separate: Whether a candidate with several hills is split into them; None: as the model has it.
+        min_volume_ml: Below which there is no candidate; None: as the model has it.
+        tta: "mirror" averages over the eight mirrored views of every window, as predict then has to.
         fit_share: Share of the patients that correction and logistic confidence are fitted on. The others choose the
             thresholds, since a guarantee holds for a confidence that they had no say in. Without either, all choose.
     """
@@ -98,6 +106,10 @@ class CalibrateSettings:
     confidence_level: float = 0.9
     correct: bool = False
     confidence: str | None = None
+    cut: float | None = None
+    separate: bool | None = None
+    min_volume_ml: float | None = None
+    tta: str = "none"
     fit_share: float = 0.3
 
     def __post_init__(self) -> None:
@@ -105,6 +117,7 @@ class CalibrateSettings:
             "split": SPLITS,
             "guarantee": get_args(Promise),
             "confidence": (None, "logistic", *get_args(Confidence)),
+            "tta": VIEWS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -125,11 +138,22 @@ class CalibrateSettings:
         if not 0 <= self.min_diameter_mm < math.inf:
             message = f"min_diameter_mm must be 0 or more, got {self.min_diameter_mm}"
             raise ValueError(message)
+        if self.cut is not None and not 0 <= self.cut <= 1:
+            message = f"cut must be a probability, or 0 for none, got {self.cut}"
+            raise ValueError(message)
+        if self.min_volume_ml is not None and not 0 <= self.min_volume_ml <= MOST_ML:
+            message = f"min_volume_ml must be from 0 to {MOST_ML:g}, got {self.min_volume_ml}"
+            raise ValueError(message)
 
     @property
     def is_fitted(self) -> bool:
         """Whether anything is fitted on cases before thresholds are chosen."""
         return self.correct or self.confidence == "logistic"
+
+    @property
+    def is_mirrored(self) -> bool:
+        """Whether probabilities are the mean over mirrored views."""
+        return self.tta == "mirror"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,21 +222,45 @@ def calibrate(
     Raises:
         DatasetError: The split has no annotated case, no lesion or one patient; or too little to fit on.
         ModelError: The model lacks what a correction needs.
+        ConfigError: The output holds a model that no calibration has written.
         ResourceError: The output cannot be written, or memory does not suffice.
     """
+    if (output / CARD).exists() and not (output / RECORD).exists():
+        message = f"output '{output}' holds a model that was not written by calibrate and would be lost. Name another."
+        raise ConfigError(message)
+    was_there = output.exists()
+    make_folder(output)  # before hours of work
+    try:
+        return _calibrate(model, manifest, output, settings=settings, protocol=protocol, device=device)
+    except BaseException:
+        if not was_there:
+            with contextlib.suppress(OSError):  # something was written
+                output.rmdir()
+        raise
+
+
+def _calibrate(
+    model: Model,
+    manifest: Manifest,
+    output: Path,
+    *,
+    settings: CalibrateSettings,
+    protocol: Protocol,
+    device: torch.device,
+) -> Calibration:
     cases = _cases_of(manifest, model.card, settings)
     patients = sorted({case.patient for case in cases})
     fitting = _fitting_patients(patients, settings, protocol.seed)
     is_reused = chose_epoch(model.card, manifest, settings)
     card, notes, voxels = model.card, [REUSED] if is_reused else [], None
-    make_folder(output)
     if settings.correct:
         _refuse_second_correction(card, settings)
         own = [case for case in cases if case.patient in fitting]
-        card, voxels, said = _corrected_card(model, manifest, own, device=device, seed=protocol.seed)
+        mirror = settings.is_mirrored
+        card, voxels, said = _corrected_card(model, manifest, own, device=device, seed=protocol.seed, mirror=mirror)
         notes += said
     card = replace(card, candidates=_rule(card, settings))
-    seen = list(_see(replace(model, card=card), manifest, cases, protocol, device))
+    seen = list(_see(replace(model, card=card), manifest, cases, protocol, device, mirror=settings.is_mirrored))
     candidates = None
     if settings.confidence == "logistic":
         card, candidates, seen = _with_logistic(card, seen, fitting, protocol)
@@ -234,6 +282,7 @@ def calibrate(
         message = "no operating point could be chosen:" + "".join(f"\n  - {why}" for why in left_out)
         raise DatasetError(message)
     familiar = describe_cases([one.figures for one in seen])
+    points = [replace(point, mirrored=settings.is_mirrored) for point in points]
     card = replace(card, operating_points=tuple(points), familiar=familiar.to_dict())
     found = Calibration(
         folder=output,
@@ -456,12 +505,17 @@ def _refuse_second_correction(card: ModelCard, settings: CalibrateSettings) -> N
 
 
 def _rule(card: ModelCard, settings: CalibrateSettings) -> dict[str, Any]:
-    """How candidates are formed, with the confidence that is asked for; that of a regression is not known yet."""
+    """How candidates are formed, with what is asked for; the confidence of a regression is not known yet."""
     rule = dict(card.candidates)
     if settings.confidence is not None:
         rule["logistic"] = None
     if settings.confidence in get_args(Confidence):
         rule["confidence"] = settings.confidence
+    if settings.cut is not None:
+        rule["cut"] = settings.cut or None
+    for name in ("separate", "min_volume_ml"):
+        given = getattr(settings, name)
+        rule[name] = rule[name] if given is None else given
     return rule
 
 
@@ -503,7 +557,7 @@ def training_loss(card: ModelCard) -> dict[str, Any]:
 
 
 def _corrected_card(
-    model: Model, manifest: Manifest, cases: Sequence[Case], *, device: torch.device, seed: int
+    model: Model, manifest: Manifest, cases: Sequence[Case], *, device: torch.device, seed: int, mirror: bool
 ) -> tuple[ModelCard, tuple[Reliability, Reliability], list[str]]:
     """The card with a correction that is fitted on some cases, and reliability on them before and after."""
     card = model.card
@@ -511,7 +565,8 @@ def _corrected_card(
     found = []
     for number, case in enumerate(track(cases, "fit")):
         prepared = prepare_case(read_case_with_reference(case, manifest.scheme, FUSION), card.preprocessing)
-        found.append(sample_voxels(model.networks, prepared, card, manifest.scheme, device=device, seed=seed + number))
+        draw = {"device": device, "seed": seed + number, "mirror": mirror}
+        found.append(sample_voxels(model.networks, prepared, card, manifest.scheme, **draw))
     voxels = LabelledVoxels.of(found)
     try:
         correction = fit_correction(voxels, loss, card.activation)
@@ -534,7 +589,15 @@ def _corrected_card(
     return replace(card, correction=correction, candidates=rule), (before, after), notes
 
 
-def _see(model: Model, manifest: Manifest, cases: Sequence[Case], protocol: Protocol, device: torch.device) -> Any:
+def _see(
+    model: Model,
+    manifest: Manifest,
+    cases: Sequence[Case],
+    protocol: Protocol,
+    device: torch.device,
+    *,
+    mirror: bool,
+) -> Iterator[_Seen]:
     """Predict cases and measure their lesions and candidates."""
     card = model.card
     deepest = deepest_module(model.networks[0], len(card.channels), card.window["size"])
@@ -543,7 +606,7 @@ def _see(model: Model, manifest: Manifest, cases: Sequence[Case], protocol: Prot
         values = image_figures(volumes, card.channels)
         prepared = prepare_case(volumes, card.preprocessing)
         with watched(model.networks[0], deepest) as watch:
-            found = predict_case(model, prepared, device=device)
+            found = predict_case(model, prepared, device=device, mirror=mirror)
         assert prepared.reference is not None, "only annotated cases come here"
         yield _Seen(
             table=evaluate_case(

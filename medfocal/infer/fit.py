@@ -132,6 +132,7 @@ def sample_voxels(
     *,
     device: torch.device,
     seed: int,
+    mirror: bool = False,
 ) -> LabelledVoxels:
     """Take all lesion voxels of a case and some of the others, with what the networks say of them, uncorrected.
 
@@ -146,6 +147,7 @@ def sample_voxels(
         scheme: Of the labels.
         device: Where to compute.
         seed: Of the draw.
+        mirror: Whether to average over the eight mirrored views.
     """
     assert prepared.label is not None, "only labelled cases come here"
     label = prepared.label.numpy()
@@ -153,12 +155,16 @@ def sample_voxels(
     found = []
     for number in range(len(classes)):
         one = one_class(networks, card.activation, number)
-        window = Window(**card.window)
-        found.append(
-            predict_voxels(
-                [one], prepared.image, window=window, activation="sigmoid", num_classes=1, device=device
-            ).probability
+        said = predict_voxels(
+            [one],
+            prepared.image,
+            window=Window(**card.window),
+            activation="sigmoid",
+            num_classes=1,
+            device=device,
+            mirror=mirror,
         )
+        found.append(said.probability)
     probability = np.stack(found, axis=-1).reshape(-1, len(found))
     target = np.stack(classes, axis=-1).reshape(-1, len(found))
     judged = np.ones(label.size, np.bool_) if prepared.ignore is None else ~prepared.ignore.reshape(-1)

@@ -26,12 +26,20 @@ from medfocal.data.cases import read_case
 from medfocal.data.formats import read_dataset
 from medfocal.data.manifest import Case, LabelScheme
 from medfocal.data.transforms import PreparedCase, prepare_case
-from medfocal.errors import DatasetError, GeometryError, InputError, MedfocalError, ModelError, ResourceError
-from medfocal.files import make_folder, plain, write_csv, write_json
+from medfocal.errors import (
+    ConfigError,
+    DatasetError,
+    GeometryError,
+    InputError,
+    MedfocalError,
+    ModelError,
+    ResourceError,
+)
+from medfocal.files import make_folder, plain, unfinished, write_csv, write_json
 from medfocal.infer.candidates import COLUMNS, candidate_rows
 from medfocal.infer.cases import find_cases, is_dataset
 from medfocal.infer.familiar import Familiar, Figures, deepest_module, image_figures, read_familiar, unfamiliar, watched
-from medfocal.infer.predict import Prediction, predict_case
+from medfocal.infer.predict import Prediction, other_views, predict_case
 from medfocal.model import Model, OperatingPoint
 from medfocal.progress import say, track
 from medfocal.volume import Volume, read_labels, write_volume
@@ -124,8 +132,10 @@ def predict(
         The masks of all cases of the share, in order; also those that were there.
 
     Raises:
-        InputError: The input does not exist; or a case cannot be read, after the others were predicted.
+        InputError: The input, or the folder of exclusion masks, does not exist; or a case cannot be read, after the
+            others were predicted.
         DatasetError: No image in it, or channels are missing.
+        ConfigError: A spread is asked for, and there is one member and one view.
         ModelError: It is to be `strict`, and the model does not know what is familiar.
         ResourceError: The output cannot be written, or memory does not suffice.
     """
@@ -133,12 +143,25 @@ def predict(
     input_path, output = Path(input_path), Path(output)
     cases = find_cases(input_path, model.card.channels)
     _refuse_own_input(input_path, output, cases)
+    if settings.exclude is not None and not settings.exclude.is_dir():
+        message = f"exclude: '{settings.exclude}' is not a folder; it should hold a mask <case>.nii.gz of each case"
+        raise InputError(message)
+    if settings.save_spread and len(model.networks) == 1 and not settings.mirror:
+        message = (
+            f"save_spread is how far members and mirrored views differ, and '{model.card.name}' has one member, with "
+            "tta=none. Give several models, or tta=mirror."
+        )
+        raise ConfigError(message)
+    notes = other_views(model.card, threshold=settings.threshold, mirror=settings.mirror)
+    for note in notes:
+        LOG.warning("%s", note)
     number, count = settings.shard
     cases = cases[number - 1 :: count]
     familiar = _familiar_to(model, settings)
     output = make_folder(output)
     (output / settings.record_name).unlink(missing_ok=True)  # it would tell of an earlier run should this one fail
-    job = _Job(model, output, device, settings, _key_of(model, settings), familiar)
+    key = _key_of(model, settings)
+    job = _Job(model, output, device, settings, key, familiar, notes)
     rows = list(track(job.rows(cases), "predict", len(cases)))
     write_json(output / settings.record_name, _run_record(model, settings, device, rows))
     num_there = sum(row.get("resumed", False) for row in rows)
@@ -167,6 +190,7 @@ class _Job:
     settings: PredictSettings
     key: str
     familiar: Familiar | None
+    notes: Sequence[str] = ()
 
     @functools.cached_property
     def deepest(self) -> str:
@@ -239,12 +263,21 @@ class _Job:
             record = json.loads((self.output / f"{case.name}_run.json").read_text("utf-8"))
             row = record["row"]
             is_same = record["key"] == key and row["case"] == case.name and "error" not in row
+            results = dict(record["results"])
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        if not is_same or set(results) != set(self._results_of(case)):
+            return None
+        is_there = all(
+            (self.output / name).is_file() and file_digest(self.output / name) == digest
+            for name, digest in results.items()
+        )
+        return {**row, "resumed": True} if is_there else None
+
+    def _results_of(self, case: Case) -> list[str]:
+        """Names of the files that are written of a case."""
         settings = self.settings
-        results = result_names(case.name, probability=settings.save_probability, spread=settings.save_spread)
-        is_there = all((self.output / name).is_file() for name in results)
-        return {**row, "resumed": True} if is_same and is_there else None
+        return result_names(case.name, probability=settings.save_probability, spread=settings.save_spread)
 
     def _compute(self, reading: concurrent.futures.Future[_Read]) -> _Made:
         settings = self.settings
@@ -315,16 +348,18 @@ class _Job:
             "input_sha256": made.read.digests,
             "num_candidates": int((made.found.candidates.confidence >= self.threshold).sum()),
             "seconds": round(made.read.seconds + made.seconds, 2),
-            "notes": list(made.found.notes),
+            "notes": [*made.found.notes, *self.notes],
             "unfamiliar": made.unfamiliar,
         }
-        write_json(self.output / f"{case.name}_run.json", {"key": made.read.key, "row": row})
+        results = {name: file_digest(self.output / name) for name in self._results_of(case)}
+        write_json(self.output / f"{case.name}_run.json", {"key": made.read.key, "row": row, "results": results})
         return row
 
     def _clear(self, case: Case) -> None:
         """Take away what an earlier run left of a case: its record would vouch for files of this one."""
         names = (f"{case.name}_run.json", *result_names(case.name, probability=True, spread=True))
-        for path in (self.output / name for name in names):
+        halves = [half for name in names for half in unfinished(self.output / name)]
+        for path in (*(self.output / name for name in names), *halves):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

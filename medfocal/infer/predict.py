@@ -102,6 +102,20 @@ def predict_case(
     return Prediction(probability, classes, candidates, spread, tuple(notes))
 
 
+def other_views(card: ModelCard, *, threshold: float | None, mirror: bool) -> list[str]:
+    """What to say where a model's operating point was chosen with other views than it is used with."""
+    point = card.operating_points[0]
+    if threshold is not None or point.mirrored == mirror:
+        return []
+    words = {True: "mirrored views (tta=mirror)", False: "one view (tta=none)"}
+    chosen, used = words[point.mirrored], words[mirror]
+    note = (
+        f"the operating point '{point.name}' was chosen with {chosen} and is used with {used}: what it states and "
+        "promises was measured on other probabilities"
+    )
+    return [note]
+
+
 def _in_memory(
     networks: Sequence[nn.Module],
     image: torch.Tensor,

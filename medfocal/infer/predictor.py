@@ -18,7 +18,7 @@ from medfocal.data.transforms import prepare_case
 from medfocal.errors import DatasetError, GeometryError, InputError
 from medfocal.infer.candidates import candidate_rows
 from medfocal.infer.ensemble import load_models
-from medfocal.infer.predict import predict_case
+from medfocal.infer.predict import other_views, predict_case
 from medfocal.infer.window import choose_device
 from medfocal.model import Model, OperatingPoint
 from medfocal.volume import SPACING_LIMITS_MM, Volume, read_volume, spacing_of, voxel_volume_ml
@@ -67,7 +67,7 @@ class Found:
         probability: Of any lesion, float32 in [0, 1].
         candidates: All of them, kept or not, by falling confidence.
         threshold: Confidence from which a candidate is kept.
-        notes: What was done otherwise than asked, for want of memory.
+        notes: What was done otherwise than asked, for want of memory, or otherwise than the threshold was chosen.
     """
 
     mask: Volume
@@ -137,7 +137,7 @@ class Predictor(Model):
             probability=prepared.grid.with_array(said.probability),
             candidates=_candidates_of(said.candidates, kept_from, points),
             threshold=kept_from,
-            notes=said.notes,
+            notes=(*said.notes, *other_views(self.card, threshold=threshold, mirror=mirror)),
         )
 
 

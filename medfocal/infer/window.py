@@ -24,8 +24,9 @@ class Window:
         size: Voxels `(I, J, K)` of a window; a smaller case is padded.
         overlap: Share of a window that the next one repeats, in [0, 1).
         batch: Windows that go through the network at once.
-        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16", "fp16" or "float32". An operating
-            point is the confidence of some candidate, so it holds for the precision that it was chosen with.
+        precision: "auto" (bfloat16 where the hardware computes it natively, else float16 on a GPU and float32 on the
+            CPU), "bf16", "fp16" or "float32". An operating point is the confidence of some candidate, so it holds for
+            the precision that it was chosen with.
     """
 
     size: Sequence[int]
@@ -70,13 +71,14 @@ def reduced_type(precision: str, device: torch.device) -> torch.dtype | None:
     """What convolutions compute in under a precision, None for float32."""
     import torch
 
-    if precision == "fp16":
-        return torch.float16
-    return torch.bfloat16 if uses_bfloat16(precision, device) else None
+    if _uses_bfloat16(precision, device):
+        return torch.bfloat16
+    is_half = precision == "fp16" or (precision == "auto" and device.type == "cuda")
+    return torch.float16 if is_half else None
 
 
-def uses_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute in bfloat16: "auto" where the hardware does it natively, "bf16" always, "float32" never."""
+def _uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether to compute in bfloat16: "auto" where the hardware does it natively, "bf16" always, others never."""
     import torch
 
     if precision != "auto":

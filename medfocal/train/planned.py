@@ -18,7 +18,7 @@ from medfocal.data.plan.proposal import Plan, propose
 from medfocal.errors import ConfigError
 from medfocal.files import make_folder, write_json
 from medfocal.infer.memory import free_memory_gb
-from medfocal.infer.window import choose_device, uses_bfloat16
+from medfocal.infer.window import choose_device, reduced_type
 from medfocal.progress import say
 from medfocal.train.capacity import StepTime, estimate_hours, time_plan
 
@@ -78,7 +78,7 @@ def plan_dataset(
     means = Means(
         device="cuda" if device is None else device.type,
         memory_gb=memory_gb,
-        bytes_per_value=2 if device is None or uses_bfloat16("auto", device) else 4,
+        bytes_per_value=2 if device is None or reduced_type("auto", device) is not None else 4,
         budget=budget,
     )
     plan = propose(fingerprint, means)

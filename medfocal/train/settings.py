@@ -116,7 +116,8 @@ class TrainerSettings:
         prior_bias: Whether the last bias starts where the loss is stationary for the share of lesion voxels.
         curriculum: Arguments of the loss that move, see `medfocal.train.curriculum.Curriculum`; None: none does.
         initial_weights: What to start from; see `medfocal.train.pretrained`. None: random weights.
-        precision: "auto" (bfloat16 where the hardware computes it natively), "bf16", "fp16" or "float32".
+        precision: "auto" (bfloat16 where the hardware computes it natively, else float16 on a GPU), "bf16", "fp16" or
+            "float32".
         tf32: Whether float32 is computed in TF32 on a GPU that has it.
         compile: See `Compile`.
         channels_last: Whether images and weights lie with their channels last.

@@ -204,7 +204,7 @@ def train_steps(folder: Path, *, device: str, blocks: int, steps: int) -> dict[s
     """
     from medfocal.data.augment import BatchAugmentation
     from medfocal.data.sampling import LesionBalancedSampler
-    from medfocal.infer.window import uses_bfloat16
+    from medfocal.infer.window import reduced_type
     from medfocal.losses import FocalLoss
     from medfocal.networks import UNet3d
 
@@ -216,7 +216,7 @@ def train_steps(folder: Path, *, device: str, blocks: int, steps: int) -> dict[s
     channels = (32, 64, 128, 256, 320) if on_gpu else (16, 32, 64)
     network = UNet3d(in_channels=1, out_channels=2, channels=channels).to(where).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
-    loss, bfloat16 = FocalLoss(gamma=2.0, alpha=0.75), uses_bfloat16("auto", where)
+    loss, bfloat16 = FocalLoss(gamma=2.0, alpha=0.75), reduced_type("auto", where) is not None
 
     def step(batch: Any) -> None:
         with torch.autocast(where.type, dtype=torch.bfloat16, enabled=bfloat16):

@@ -17,7 +17,7 @@ from torch import nn
 from medfocal.data.cases import read_case
 from medfocal.data.manifest import LabelScheme
 from medfocal.data.transforms import prepare_case
-from medfocal.errors import DatasetError, ModelError
+from medfocal.errors import ConfigError, DatasetError, ModelError
 from medfocal.evaluate.protocols import Protocol
 from medfocal.infer import fit
 from medfocal.infer.calibrate import CalibrateSettings, _fitting_patients, calibrate
@@ -114,6 +114,94 @@ def test_a_rate_at_which_no_candidate_may_count_is_left_out_with_the_reason(tmp_
     assert found.left_out[0].startswith("0.1 false positives per case: the surest candidates of the 2 cases are false")
     with pytest.raises(DatasetError, match="no operating point could be chosen"):
         calibrated(tmp_path, cases, false_positives=(0.1,))
+
+
+# How candidates are formed, and of which views
+
+
+def test_candidates_are_formed_as_asked_and_the_card_says_so(tmp_path):
+    large = (3, 3, 3)  # of voxels of 1.5 mm^3, so 0.0405 ml; the others have 0.012
+    cases = [("a", [Blob(0.9, size=large), Blob(0.6), false(0.7)]), ("b", [Blob(0.8, size=large), false(0.3)])]
+    plain = calibrated(tmp_path, cases)
+    assert sorted(np.concatenate(predicted(tmp_path, plain))) == pytest.approx([0.3, 0.6, 0.7, 0.8, 0.9], abs=1e-4)
+    cut = calibrated(tmp_path, cases, cut=0.65)
+    assert (cut.card.candidates["cut"], read_card(tmp_path / "new")[0].candidates["cut"]) == (0.65, 0.65)
+    assert sorted(np.concatenate(predicted(tmp_path, cut))) == pytest.approx([0.7, 0.8, 0.9], abs=1e-4)
+    small = calibrated(tmp_path, cases, min_volume_ml=0.02, separate=True)
+    assert sorted(np.concatenate(predicted(tmp_path, small))) == pytest.approx([0.8, 0.9], abs=1e-4)
+    assert (small.card.candidates["separate"], small.card.candidates["cut"]) == (True, None)
+    assert small.card.operating_points[0].lesion_sensitivity == 2 / 3
+    made = replace(known_model(), card=cut.card)
+    assert calibrated(tmp_path, cases, made).card.candidates["cut"] == 0.65
+    assert calibrated(tmp_path, cases, made, cut=0.0).card.candidates["cut"] is None
+
+
+class Sided(nn.Module):
+    """Surer at one end of a window than at the other, so that views differ."""
+
+    def forward(self, x):
+        logit = x * torch.linspace(0.5, 1.5, x.shape[2])[:, None, None]
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
+
+
+def test_thresholds_of_mirrored_views_are_confidences_of_mirrored_views_and_say_so(tmp_path):
+    model = replace(known_model(), networks=(Sided(),))
+    found = calibrated(tmp_path, FOUR, model, tta="mirror", false_positives=(3.0,))
+    (point,) = found.card.operating_points
+    assert point.mirrored
+    assert read_card(tmp_path / "new")[0].operating_points[0].mirrored
+    lowest = {}
+    for mirror in (False, True):
+        each = []
+        for path in sorted((tmp_path / "data").glob("c*.nii.gz")):
+            prepared = prepare_case(read_case(case_of(path), LabelScheme({})), found.card.preprocessing)
+            each.append(predict_case(model, prepared, device=CPU, mirror=mirror).candidates.confidence)
+        lowest[mirror] = np.concatenate(each)
+    assert np.abs(lowest[True] - point.threshold).min() < 1e-6
+    assert np.abs(lowest[False] - point.threshold).min() > 1e-3
+
+
+def test_a_correction_is_fitted_on_the_views_that_are_asked_for(tmp_path, monkeypatch):
+    seen = []
+    whole = fit.predict_voxels
+    monkeypatch.setattr(fit, "predict_voxels", lambda *a, **k: seen.append(k["mirror"]) or whole(*a, **k))
+    member = Member(network={"name": "UNet3d", "arguments": {}}, training={"loss": {"gamma": 2.0, "alpha": None}})
+    calibrated(tmp_path, FOUR, known_model(members=(member,)), tta="mirror", correct=True)
+    assert seen == [True] * len(seen)
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"cut": 1.5}, "cut must be a probability, or 0 for none, got 1.5"),
+        ({"min_volume_ml": -1.0}, "min_volume_ml must be from 0 to"),
+        ({"min_volume_ml": math.nan}, "min_volume_ml must be from 0 to"),
+        ({"tta": "flip"}, "tta must be one of none, mirror"),
+    ],
+)
+def test_candidates_and_views_out_of_range_are_refused(settings, told):
+    with pytest.raises(ValueError, match=told):
+        CalibrateSettings(**settings)
+
+
+# The output
+
+
+def test_a_model_that_no_calibration_wrote_is_not_replaced(tmp_path):
+    calibrated(tmp_path, FOUR)
+    calibrated(tmp_path, FOUR, tta="mirror")  # of an earlier calibration it may
+    (tmp_path / "new" / "calibration.json").unlink()
+    before = (tmp_path / "new" / "model.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"new' holds a model that was not written by calibrate and would be lost"):
+        calibrated(tmp_path, FOUR)
+    assert (tmp_path / "new" / "model.json").read_bytes() == before
+
+
+def test_a_calibration_that_fails_leaves_no_empty_folder(tmp_path):
+    with pytest.raises(DatasetError, match="no lesion"):
+        calibrated(tmp_path, [("a", [false(0.9)]), ("b", [false(0.8)])])
+    assert not (tmp_path / "new").exists()
 
 
 def many(miss=(), count=10):

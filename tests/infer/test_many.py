@@ -17,14 +17,14 @@ import torch
 from small_models import CPU, RULE, card, unet
 from torch import nn
 
-from medfocal.errors import GeometryError, InputError, ModelError, ResourceError
+from medfocal.errors import ConfigError, GeometryError, InputError, ModelError, ResourceError
 from medfocal.infer import many
 from medfocal.infer.many import PredictSettings, predict
 from medfocal.model import Model, OperatingPoint
 from medfocal.volume import Volume, read_volume, write_volume
 
 SHAPE, AFFINE = (12, 10, 8), np.diag([0.5, 1.0, 3.0, 1.0])
-FULL = PredictSettings(save_probability=True, save_spread=True)
+FULL = PredictSettings(save_probability=True, save_spread=True, mirror=True)
 
 
 class Watched(nn.Module):
@@ -155,7 +155,7 @@ def test_another_model_computes_everything_again(images, tmp_path, change):
 
 
 @pytest.mark.parametrize(
-    "setting", [{"threshold": 0.9}, {"mirror": True}, {"save_probability": True}, {"save_spread": True}]
+    "setting", [{"threshold": 0.9}, {"mirror": True}, {"save_probability": True}, {"save_spread": True, "mirror": True}]
 )
 def test_another_setting_that_changes_the_results_computes_again(images, tmp_path, setting):
     made = model()
@@ -181,6 +181,17 @@ def test_a_case_of_which_a_file_is_missing_is_computed_again(images, tmp_path, n
     (tmp_path / "out" / name).unlink()
     assert again(made, images, tmp_path / "out", FULL) == 1
     assert contents(tmp_path / "out", "mask", "candidates", "probability", "spread") == was
+
+
+@pytest.mark.parametrize("kind", ["mask.nii.gz", "candidates.csv", "probability.nii.gz"])
+def test_a_case_of_which_a_file_was_altered_is_computed_again(images, tmp_path, kind):
+    made = model()
+    again(made, images, tmp_path / "out", FULL)
+    path = tmp_path / "out" / f"b_{kind}"
+    was = path.read_bytes()
+    path.write_bytes((tmp_path / "out" / f"c_{kind}").read_bytes() + b"\n")
+    assert again(made, images, tmp_path / "out", FULL) == 1
+    assert path.read_bytes() == was
 
 
 def test_maps_of_an_earlier_run_do_not_stay_beside_new_masks(images, tmp_path):
@@ -288,7 +299,10 @@ def test_a_killed_run_leaves_no_half_file_and_goes_on(images, tmp_path):
     assert not (output / "run.json").exists()
     done = len(list(output.glob("*_run.json")))
     assert 1 <= done < 3
+    half = output / ".b_mask.nii.gz.0123abcd.part"  # as a kill within a writing leaves it
+    half.write_bytes(b"half")
     assert again(model(), images, output) == 3 - done
+    assert done == 2 or not half.exists()
     again(model(), images, tmp_path / "whole")
     assert contents(output, "mask", "candidates") == contents(tmp_path / "whole", "mask", "candidates")
 
@@ -515,6 +529,13 @@ def test_candidates_in_an_exclusion_mask_are_none(images, tmp_path):
     assert [row["num_candidates"] for row in record(tmp_path / "out")["cases"]] == [1, 1, 1]
 
 
+def test_a_folder_of_exclusion_masks_that_is_not_there_is_told_once(images, tmp_path):
+    with pytest.raises(InputError, match=r"exclude: '.*nowhere' is not a folder") as told:
+        predict(model(), images, tmp_path / "out", device=CPU, settings=PredictSettings(exclude=tmp_path / "nowhere"))
+    assert "cases" not in str(told.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_missing_exclusion_mask_and_one_on_another_grid_are_faults_of_their_cases(images, tmp_path):
     folder = tmp_path / "exclude"
     masked(folder, "a", np.zeros(SHAPE))
@@ -579,6 +600,28 @@ def test_without_the_map_the_column_of_spread_is_empty(images, tmp_path):
     table = (tmp_path / "out" / "a_candidates.csv").read_text().splitlines()
     assert table[0].endswith(",spread")
     assert table[1].endswith(",")
+
+
+def test_a_spread_of_one_member_and_one_view_is_refused(images, tmp_path):
+    with pytest.raises(ConfigError, match=r"one member, with tta=none\. Give several models, or tta=mirror"):
+        predict(model(), images, tmp_path / "out", device=CPU, settings=PredictSettings(save_spread=True))
+
+
+@pytest.mark.parametrize(("mirrored", "mirror"), [(False, True), (True, False)])
+def test_an_operating_point_of_other_views_is_noted(images, tmp_path, caplog, mirrored, mirror):
+    made = model()
+    point = OperatingPoint(name="known", threshold=0.5, source="made", mirrored=mirrored)
+    made = replace(made, card=replace(made.card, operating_points=(point,)))
+    for output, settings, told in (
+        ("other", PredictSettings(mirror=mirror), True),
+        ("same", PredictSettings(mirror=mirrored), False),
+        ("given", PredictSettings(mirror=mirror, threshold=0.5), False),
+    ):
+        caplog.clear()
+        predict(made, images, tmp_path / output, device=CPU, settings=settings)
+        notes = [row["notes"] for row in record(tmp_path / output)["cases"]]
+        assert all(("the operating point 'known' was chosen with" in "".join(note)) is told for note in notes)
+        assert ("the operating point 'known' was chosen with" in caplog.text) is told
 
 
 def test_an_empty_share_is_a_record_of_no_case(tmp_path):

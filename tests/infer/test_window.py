@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medfocal.errors import ConfigError
-from medfocal.infer.window import Window, choose_device, class_probabilities, reduced_type, uses_bfloat16
+from medfocal.infer.window import Window, choose_device, class_probabilities, reduced_type
 
 CPU = torch.device("cpu")
 
@@ -38,12 +38,16 @@ def test_a_window_out_of_range_is_refused(arguments, message):
 
 
 def test_precision_words():
-    assert uses_bfloat16("bf16", CPU)
-    assert not uses_bfloat16("float32", CPU)
-    assert uses_bfloat16("auto", CPU) in (True, False)
+    assert reduced_type("auto", CPU) in (torch.bfloat16, None)
     assert reduced_type("fp16", CPU) == torch.float16
     assert reduced_type("bf16", CPU) == torch.bfloat16
     assert reduced_type("float32", CPU) is None
+
+
+@pytest.mark.parametrize(("is_native", "expected"), [(True, torch.bfloat16), (False, torch.float16)])
+def test_a_gpu_without_bfloat16_of_its_own_computes_in_float16(monkeypatch, is_native, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: is_native or including_emulation)
+    assert reduced_type("auto", torch.device("cuda")) == expected
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:99", "mps", "meta", ""])
