@@ -49,9 +49,14 @@ class Row:
     weights: NDArray[np.float32]
 
 
+def step_of(size: int, overlap: float) -> int:
+    """Voxels from one window to the next."""
+    return max(1, int(size * (1 - overlap)))
+
+
 def row_of(count: int, size: int, overlap: float) -> Row:
     """Windows of `size` along an axis of at least as many voxels; the last is moved back to fit."""
-    step = max(1, int(size * (1 - overlap)))
+    step = step_of(size, overlap)
     num = 1 if size == count else math.ceil((count - size) / step) + 1
     starts = tuple(min(number * step, count - size) for number in range(num))
     away = np.arange(size) - (size - 1) / 2
@@ -96,13 +101,17 @@ def _num_like(planes: torch.Tensor, order: Iterable[int]) -> int:
     return found
 
 
-def with_margin(box: Box, margin: Sequence[int], shape: Sequence[int]) -> Box:
-    """A box with so many more voxels on both sides of each axis, as far as the volume reaches."""
-    first, second, third = (
-        slice(max(0, side.start - more), min(count, side.stop + more))
-        for side, more, count in zip(box, margin, shape, strict=True)
-    )
-    return first, second, third
+def with_margin(box: Box, window: Window, shape: Sequence[int]) -> Box:
+    """A box with an eighth of a window more on both sides of each axis, and all that costs no further window.
+
+    Windows stand half a window apart or so, so the last of them mostly reach beyond what they are needed for.
+    """
+    sides = []
+    for side, size, count in zip(box, window.size, shape, strict=True):
+        least = min(count, max(side.stop - side.start + 2 * (size // 8), size))
+        starts = row_of(least, size, window.overlap).starts
+        sides.append(size + (len(starts) - 1) * step_of(size, window.overlap))
+    return grown_to(box, sides, shape)
 
 
 def grown_to(box: Box, size: Sequence[int], shape: Sequence[int]) -> Box:

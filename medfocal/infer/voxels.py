@@ -172,8 +172,7 @@ def predict_voxels(
         if any(side.stop == side.start for side in box):
             return _cropped(found, inner)
         # At a window's border a network sees half of what it needs, and there one window alone has the say.
-        box = with_margin(box, [size // 4 for size in window.size], image.shape[1:])
-        box = grown_to(box, window.size, image.shape[1:])
+        box = with_margin(box, window, image.shape[1:])
         planes = slide(
             views.say,
             image[:, *box],

@@ -7,9 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_models import CPU, image, window
 
-from medfocal.infer.sliding import SIGMA, body_box, grown_to, row_of, slide, tiles_of
+from medfocal.infer.sliding import SIGMA, body_box, grown_to, row_of, slide, tiles_of, with_margin
+from medfocal.infer.window import Window
 
 SHAPES = [(12, 10, 8), (8, 6, 4), (13, 7, 5), (19, 6, 11)]
 SIZE = (8, 6, 4)
@@ -281,3 +284,26 @@ def test_boxes_of_random_images_are_those_found_by_hand(seed):
 def test_a_box_grows_to_a_window_about_its_middle_within_the_volume(box, size, shape, grown):
     found = grown_to((slice(*box),) * 3, (size,) * 3, (shape,) * 3)
     assert [(side.start, side.stop) for side in found] == [grown] * 3
+
+
+@given(
+    ends=st.tuples(st.integers(0, 60), st.integers(1, 60)),
+    size=st.integers(1, 24),
+    overlap=st.sampled_from([0.0, 0.25, 0.5, 0.75]),
+)
+def test_a_margin_is_an_eighth_of_a_window_and_costs_no_window_beyond_that(ends, size, overlap):
+    shape = 61
+    start, stop = min(ends), max(*ends, min(ends) + 1)
+    own = Window(size=(size, size, size), overlap=overlap)
+    found = with_margin((slice(start, stop),) * 3, own, (shape,) * 3)[0]
+    least = max(min(stop - start + 2 * (size // 8), shape), size)
+    assert found.start <= start < stop <= found.stop
+    assert 0 <= found.start < found.stop <= shape
+    count = found.stop - found.start
+    assert count >= least
+    num_windows = len(row_of(count, size, overlap).starts)
+    assert num_windows == len(row_of(least, size, overlap).starts)
+    # Nothing that costs no window is left aside.
+    assert count == shape or len(row_of(count + 1, size, overlap).starts) == num_windows + 1
+    if found.start > 0 and found.stop < shape:
+        assert abs((start - found.start) - (found.stop - stop)) <= 1
