@@ -403,7 +403,7 @@ def _card_from(values: dict[str, Any]) -> ModelCard:
             **values,
             "members": tuple(Member(**member) for member in values["members"]),
             "channels": tuple(values["channels"]),
-            "labels": {int(value): str(name) for value, name in values["labels"].items()},
+            "labels": {int(value): name for value, name in values["labels"].items()},
             "preprocessing": Preprocessing(**preprocessing),
             "operating_points": tuple(points),
         }
