@@ -565,8 +565,10 @@ def _corrected_card(
     found = []
     for number, case in enumerate(track(cases, "fit")):
         prepared = prepare_case(read_case_with_reference(case, manifest.scheme, FUSION), card.preprocessing)
-        draw = {"device": device, "seed": seed + number, "mirror": mirror}
-        found.append(sample_voxels(model.networks, prepared, card, manifest.scheme, **draw))
+        drawn = sample_voxels(
+            model.networks, prepared, card, manifest.scheme, device=device, seed=seed + number, mirror=mirror
+        )
+        found.append(drawn)
     voxels = LabelledVoxels.of(found)
     try:
         correction = fit_correction(voxels, loss, card.activation)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medfocal.errors import ModelError
 from medfocal.infer.correction import corrected
 from medfocal.infer.memory import freed_goes_back, plan_memory
-from medfocal.infer.sliding import body_box, grown_to, slide, with_margin
+from medfocal.infer.sliding import body_box, slide, with_margin
 from medfocal.infer.window import Window, class_probabilities, reduced_type
 from medfocal.model import NO_CORRECTION
 

@@ -140,7 +140,7 @@ class Sided(nn.Module):
     """Surer at one end of a window than at the other, so that views differ."""
 
     def forward(self, x):
-        logit = x * torch.linspace(0.5, 1.5, x.shape[2])[:, None, None]
+        logit = x * torch.linspace(0.5, 1.5, x.shape[2], device=x.device)[:, None, None]
         return torch.cat([torch.zeros_like(logit), logit], dim=1)
 
 

@@ -25,6 +25,7 @@ from medfocal.volume import Volume, read_volume, write_volume
 
 SHAPE, AFFINE = (12, 10, 8), np.diag([0.5, 1.0, 3.0, 1.0])
 FULL = PredictSettings(save_probability=True, save_spread=True, mirror=True)
+NUM_VIEWS = 8
 
 
 class Watched(nn.Module):
@@ -179,7 +180,7 @@ def test_a_case_of_which_a_file_is_missing_is_computed_again(images, tmp_path, n
     again(made, images, tmp_path / "out", FULL)
     was = contents(tmp_path / "out", "mask", "candidates", "probability", "spread")
     (tmp_path / "out" / name).unlink()
-    assert again(made, images, tmp_path / "out", FULL) == 1
+    assert again(made, images, tmp_path / "out", FULL) == NUM_VIEWS
     assert contents(tmp_path / "out", "mask", "candidates", "probability", "spread") == was
 
 
@@ -190,7 +191,7 @@ def test_a_case_of_which_a_file_was_altered_is_computed_again(images, tmp_path, 
     path = tmp_path / "out" / f"b_{kind}"
     was = path.read_bytes()
     path.write_bytes((tmp_path / "out" / f"c_{kind}").read_bytes() + b"\n")
-    assert again(made, images, tmp_path / "out", FULL) == 1
+    assert again(made, images, tmp_path / "out", FULL) == NUM_VIEWS
     assert path.read_bytes() == was
 
 
