@@ -30,7 +30,7 @@ quickstart: setup  ## Train on data_samples, evaluate, print the table (about 3 
 test: setup  ## Run the tests.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
-extras:  ## Run the tests of Slurm, Optuna, trackers, ONNX and bundles in .venv-extras (installs Slurm where it may).
+extras:  ## Run the tests of Slurm, Optuna, trackers, ONNX, bundles and DICOM in .venv-extras (installs Slurm where it may).
 	PYTHON=$(PYTHON) bash .ci/extras
 
 check: setup  ## Lint, types, configuration and import order.
