@@ -337,6 +337,12 @@ def choose_points(
     for rate in settings.false_positives:
         name = f"{rate:g} false positive{'' if rate == 1 else 's'} per case"
         threshold, of_curve = threshold_at_rate(found, rate), read[rate]
+        if not len(found.candidate_confidence):
+            left_out.append(
+                f"{name}: there is no candidate in the {found.num_cases} cases. The card's candidates, or cut and "
+                "min_volume_ml here, leave none"
+            )
+            continue
         if math.isinf(threshold):
             left_out.append(
                 f"{name}: the surest candidates of the {found.num_cases} cases are false ones, more than {rate:g} a "

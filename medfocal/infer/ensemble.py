@@ -53,7 +53,10 @@ def load_models(folders: Sequence[Path], device: str | torch.device = "cpu") -> 
 def _common_card(cards: Sequence[ModelCard]) -> ModelCard:
     """The card of the first with the mean of all thresholds, which was chosen on no case."""
     threshold = math.fsum(card.operating_points[0].threshold for card in cards) / len(cards)
-    point = OperatingPoint(name="mean of the members' thresholds", threshold=threshold, source="default")
+    mirrored = all(card.operating_points[0].mirrored for card in cards)
+    point = OperatingPoint(
+        name="mean of the members' thresholds", threshold=threshold, source="default", mirrored=mirrored
+    )
     return replace(cards[0], name=f"ensemble of {len(cards)} models", operating_points=(point,), familiar=None)
 
 

@@ -171,10 +171,9 @@ def predict(
     if failed:
         listed = "".join(f"\n  - {row['error']}" for row in failed[:10])
         more = f"\n  … and {len(failed) - 10} more" if len(failed) > 10 else ""
-        message = (
-            f"{len(failed)} of {len(cases)} cases could not be predicted:{listed}{more}\n"
-            f"    The others are in '{output}', and the same command leaves them out."
-        )
+        message = f"{len(failed)} of {len(cases)} cases could not be predicted:{listed}{more}"
+        if len(failed) < len(cases):
+            message += f"\n    The others are in '{output}', and the same command leaves them out."
         lacks_room = all(row["error_kind"] == ResourceError.__name__ for row in failed)
         raise (ResourceError if lacks_room else InputError)(message)
     return [output / f"{case.name}_mask.nii.gz" for case in cases]

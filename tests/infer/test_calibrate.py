@@ -185,6 +185,11 @@ def test_candidates_and_views_out_of_range_are_refused(settings, told):
         CalibrateSettings(**settings)
 
 
+def test_settings_that_leave_no_candidate_are_told_as_such(tmp_path):
+    with pytest.raises(DatasetError, match=r"there is no candidate in the 4 cases\. The card's candidates, or cut and"):
+        calibrated(tmp_path, FOUR, min_volume_ml=1e3)
+
+
 # The output
 
 

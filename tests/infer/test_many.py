@@ -383,6 +383,7 @@ def test_many_faults_are_counted_and_ten_are_listed(tmp_path):
         predict(model(), tmp_path / "in", tmp_path / "out", device=CPU)
     message = str(told.value)
     assert "12 of 12 cases could not be predicted" in message
+    assert "The others are in" not in message
     assert message.count("\n  - ") == 10
     assert "and 2 more" in message
 

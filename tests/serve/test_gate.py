@@ -108,6 +108,19 @@ def test_run_lengths_are_unpacked(tmp_path):
     np.testing.assert_array_equal(read_series(only(tmp_path)).array, voxels() * np.float32(2) - 1000)
 
 
+def test_run_lengths_that_unpack_to_too_little_are_refused(tmp_path):
+    from pydicom import dcmread
+    from pydicom.encaps import encapsulate
+
+    for path in write(tmp_path, series()):
+        file = dcmread(path)
+        file.compress(RLELossless, generate_instance_uid=False)
+        file.PixelData = encapsulate([b"\x02" + bytes(63)])
+        file.save_as(path)
+    with pytest.raises(Refusal, match=r"PIXELS: series .* pixels cannot be read"):
+        read_series(only(tmp_path))
+
+
 def test_padding_takes_the_lowest_intensity(tmp_path):
     slices = series()
     for one in slices:
