@@ -114,6 +114,15 @@ def test_the_threshold_is_the_mean_of_the_members_unless_given(tmp_path, image):
     assert [record["threshold"] for record in records] == [pytest.approx(0.35), 0.9]
 
 
+@pytest.mark.parametrize("views", [(False, False), (True, False), (True, True)])
+def test_thresholds_of_mirrored_views_make_one_of_mirrored_views_only_together(tmp_path, views):
+    folders = [
+        saved(tmp_path, seed, operating_points=(replace(POINT, mirrored=mirrored),))
+        for seed, mirrored in enumerate(views)
+    ]
+    assert load_models(folders).card.operating_points[0].mirrored is all(views)
+
+
 def test_run_json_names_every_member_by_its_weights(three, image, tmp_path):
     predict(load_models(three), image, tmp_path / "out", device=CPU)
     record = json.loads((tmp_path / "out" / "run.json").read_text())
