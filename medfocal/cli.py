@@ -276,11 +276,12 @@ def _train_in(ranks: Ranks, conf: dict[str, Any]) -> float | None:
 
 def _predict(conf: dict[str, Any]) -> None:
     from medfocal.infer import PredictSettings, load_models, predict
+    from medfocal.infer.predict import VIEWS
     from medfocal.infer.window import choose_device
     from medfocal.progress import say
 
-    if conf["tta"] not in ("none", "mirror"):
-        message = f"tta must be none or mirror, got {conf['tta']!r}"
+    if conf["tta"] not in VIEWS:
+        message = f"tta must be {' or '.join(VIEWS)}, got {conf['tta']!r}"
         raise ConfigError(message)
     own = ("threshold", "save_probability", "save_spread", "max_memory_mb", "allow_cpu", "keep_going", "resume")
     try:

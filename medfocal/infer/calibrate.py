@@ -54,7 +54,7 @@ from medfocal.infer.fit import (
     sample_voxels,
     voxel_reliability,
 )
-from medfocal.infer.predict import predict_case
+from medfocal.infer.predict import VIEWS, predict_case
 from medfocal.model import CARD, MOST_ML, NO_CORRECTION, Guarantee, Model, ModelCard, OperatingPoint, save_model
 from medfocal.progress import track
 
@@ -64,8 +64,6 @@ if TYPE_CHECKING:
 Promise = Literal["expectation", "probability"]
 #: Splits that a model has not learnt from.
 SPLITS = ("validation", "test")
-#: Views of a window that probabilities are averaged over.
-VIEWS = ("none", "mirror")
 #: What is written beside the model.
 RECORD = "calibration.json"
 #: A label for cases without one: what most of the readers marked.

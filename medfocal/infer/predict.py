@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("medfocal.infer")
 
+#: Views of a window that probabilities are averaged over, as commands name them.
+VIEWS = ("none", "mirror")
+
 
 @dataclass(frozen=True)
 class Prediction:

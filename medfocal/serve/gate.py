@@ -155,7 +155,6 @@ class Slice:
     Attributes:
         path: File.
         frame: Of the file, from 0.
-        position_mm: Of its first voxel, LPS.
         slope: By which stored numbers are multiplied.
         intercept: What is then added.
         padding: Stored numbers from the first to the second that mean "outside"; None: none do.
@@ -163,7 +162,6 @@ class Slice:
 
     path: Path
     frame: int
-    position_mm: tuple[float, float, float]
     slope: float
     intercept: float
     padding: tuple[float, float] | None = None
@@ -179,9 +177,7 @@ class Series:
         shape: `(I, J, K)`: columns, rows, slices.
         affine: Voxel index to world RAS mm, `(4, 4)`.
         slices: In the order of K.
-        is_signed: Whether stored numbers are.
         transfer_syntax: UID.
-        head: Headers of the first file, without pixels; who the patient is stands there.
         instance_uids: SOP instance UIDs, in the order of K, once each.
     """
 
@@ -190,9 +186,7 @@ class Series:
     shape: tuple[int, int, int]
     affine: NDArray[np.float64]
     slices: tuple[Slice, ...]
-    is_signed: bool
     transfer_syntax: str
-    head: Dataset = field(repr=False)
     instance_uids: tuple[str, ...] = field(repr=False)
 
 
@@ -366,7 +360,6 @@ def _judged(uid: str, files: Sequence[_File], gate: Gate) -> Series:
     try:
         files = list(_without_copies(files, no))
         modality = _modality_of(files, gate, no)
-        head = files[0].header
         for keyword, reason, what in (
             ("StudyInstanceUID", Reason.SEVERAL_STUDIES, "studies"),
             ("FrameOfReferenceUID", Reason.SEVERAL_FRAMES_OF_REFERENCE, "frames of reference"),
@@ -384,7 +377,6 @@ def _judged(uid: str, files: Sequence[_File], gate: Gate) -> Series:
             Slice(
                 path=frame.file.path,
                 frame=frame.number,
-                position_mm=tuple(frame.position_mm.tolist()),
                 slope=frame.slope,
                 intercept=frame.intercept,
                 padding=_padding_of(frame.file.header),
@@ -398,9 +390,7 @@ def _judged(uid: str, files: Sequence[_File], gate: Gate) -> Series:
             shape=(num_columns, num_rows, len(order)),
             affine=affine,
             slices=slices,
-            is_signed=int(head.PixelRepresentation) == 1,
             transfer_syntax=files[0].transfer_syntax,
-            head=head,
             instance_uids=tuple(uids),
         )
     except Refusal:

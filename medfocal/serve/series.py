@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ def read_series(series: Series) -> Volume:
     """
     array = np.empty(series.shape, np.float32)
     outside = np.zeros(series.shape, np.bool_)
+    num_frames = Counter(one.path for one in series.slices)
     opened: tuple[Path, NDArray[Any]] | None = None
     for place, one in enumerate(series.slices):
         if opened is None or opened[0] != one.path:
-            opened = one.path, _frames(series, one.path)
+            opened = one.path, _frames(series, one.path, num_frames[one.path])
         frame = opened[1][one.frame]
         array[:, :, place] = frame.T * one.slope + one.intercept
         if one.padding is not None:
@@ -41,12 +43,11 @@ def read_series(series: Series) -> Volume:
     return Volume(array, series.affine)
 
 
-def _frames(series: Series, path: Path) -> NDArray[Any]:
+def _frames(series: Series, path: Path, num_frames: int) -> NDArray[Any]:
     """Stored numbers of a file, `(frames, rows, columns)`."""
     from pydicom import dcmread
 
     num_columns, num_rows, _ = series.shape
-    num_frames = 1 + max(one.frame for one in series.slices if one.path == path)
     # What a decoder can raise of hostile pixels is not known, and its words may hold what stands in the file.
     try:
         with quiet():
